@@ -1,0 +1,1 @@
+"""Inference-time search over language models."""

@@ -1,0 +1,1 @@
+"""Models: servers, the local engine, scripted ones, and the journal around any of them."""

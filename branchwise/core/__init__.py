@@ -1,0 +1,1 @@
+"""The values, the roles and the verb; imports nothing else of the package."""

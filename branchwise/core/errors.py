@@ -1,0 +1,73 @@
+"""Every error of the package, sorted by who must act.
+
+BranchwiseError
+├── SpecError          you: fix the spec, the argument or the file that the message names
+├── Exhausted          nobody: a signal that the budget is spent; `solve` turns it into an answer
+├── BranchError        nobody: a bad branch is data, it stays on its node as `failure`
+│   ├── BackendError       a model call failed after its retries
+│   ├── WorldError         an environment could not carry out an action
+│   └── VerifierError      a verifier could not judge
+└── SearchFailed       the operator: an outage, no call can succeed any more
+
+Anything else that escapes is a bug.
+"""
+
+
+class BranchwiseError(Exception):
+    """Root of the package's errors: a message in one line and, where there is one, the fix.
+
+    Args:
+        message: what went wrong, in one line.
+        hint: what to do about it; printed after the message.
+    """
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+class SpecError(BranchwiseError):
+    """A spec, an argument or an input file is wrong; the message names the field and the file."""
+
+
+class Exhausted(BranchwiseError):
+    """The budget admits no further call: the signal that ends `grow`, not a fault."""
+
+
+class BranchError(BranchwiseError):
+    """One branch failed; its siblings go on."""
+
+
+class BackendError(BranchError):
+    """A policy or its model failed for one call.
+
+    Args:
+        message: what went wrong, in one line.
+        hint: what to do about it.
+        fatal: whether no later call can succeed either (a wrong key, a spent quota, an unknown
+            model), so that the search must end instead of failing branch by branch.
+        status: the HTTP status where a server gave one.
+    """
+
+    def __init__(
+        self, message: str, *, hint: str = "", fatal: bool = False, status: int | None = None
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.fatal = fatal
+        self.status = status
+
+
+class WorldError(BranchError):
+    """An environment could not carry out an action (a wrong action is an observation instead)."""
+
+
+class VerifierError(BranchError):
+    """A verifier could not judge a node, or what it said is not a finite number."""
+
+
+class SearchFailed(BranchwiseError):
+    """An outage: no call succeeds any more. What had grown by then is still in the tree."""

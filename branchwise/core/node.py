@@ -1,0 +1,172 @@
+"""The one noun: a node of the search tree. A tree is its root."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+
+from branchwise.core.types import FREE, State, Step, Task, Usage, Verdict
+
+
+class Node:
+    """A place that the search has reached. Its identity is its path from the root.
+
+    A node keeps what happened (its step, its state, the verdicts), never an algorithm's statistics.
+
+    Args:
+        task: what is asked.
+        state: where the world stands.
+        parent: the node it grew from; None for the root.
+        index: which child of its parent it is, counted over all children ever promised.
+        step: what was said to get here; None for the root and for a call that failed.
+
+    Attributes:
+        score: what the search ranks by, higher is better: the verifier in charge writes it; -inf
+            where the branch failed.
+        children: the nodes grown from here so far, in the order of `index`, failed ones included.
+        promised: how many children have been promised so far; the next one's index.
+        failure: why the branch failed; None where it did not.
+
+    Example:
+        >>> root = Node(Task("2 + 2?"), State())
+        >>> root.path, root.depth, root.done
+        ((), 0, False)
+    """
+
+    __slots__ = (
+        "_judges",
+        "_verdicts",
+        "children",
+        "failure",
+        "index",
+        "parent",
+        "promised",
+        "score",
+        "state",
+        "step",
+        "task",
+    )
+
+    def __init__(
+        self,
+        task: Task,
+        state: State,
+        parent: Node | None = None,
+        index: int = 0,
+        step: Step | None = None,
+    ) -> None:
+        self.task = task
+        self.state = state
+        self.parent = parent
+        self.index = index
+        self.step = step
+        self.score: float = state.reward
+        self.failure: str | None = None
+        self.children: tuple[Node, ...] = ()
+        self.promised = 0
+        # Names and verdicts apart: the names are one object for the whole tree, so that a node
+        # carries a tuple and not a dictionary.
+        self._judges: tuple[str, ...] = ()
+        self._verdicts: tuple[Verdict, ...] = ()
+
+    @property
+    def verdicts(self) -> Mapping[str, Verdict]:
+        """Every verdict, under its verifier's name."""
+        return MappingProxyType(dict(zip(self._judges, self._verdicts, strict=True)))
+
+    def judged(self, names: tuple[str, ...], verdicts: tuple[Verdict, ...]) -> None:
+        """Write down the verdicts, one for each name."""
+        self._judges, self._verdicts = names, verdicts
+
+    def failed(self, why: str) -> None:
+        """Mark the branch as failed; it stays in the tree as data."""
+        self.failure, self.score = why, -math.inf
+
+    @property
+    def path(self) -> tuple[int, ...]:
+        """The indices from the root down to here; () for the root."""
+        indices: list[int] = []
+        node = self
+        while node.parent is not None:
+            indices.append(node.index)
+            node = node.parent
+        return tuple(reversed(indices))
+
+    @property
+    def lineage(self) -> tuple[Node, ...]:
+        """The nodes from the root down to here, both included."""
+        nodes: list[Node] = [self]
+        while (parent := nodes[-1].parent) is not None:
+            nodes.append(parent)
+        return tuple(reversed(nodes))
+
+    @property
+    def depth(self) -> int:
+        """How many steps lie between the root and here."""
+        return len(self.lineage) - 1
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """What was said from the root down to here."""
+        return tuple(node.step for node in self.lineage if node.step is not None)
+
+    @property
+    def text(self) -> str:
+        """The text of all steps from the root down to here."""
+        return "".join(step.text for step in self.steps)
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing can be grown here: finished, cut short or failed."""
+        return self.state.done or self.state.cut or self.failure is not None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the world came to its end here: not cut short and not failed."""
+        return self.state.done and not self.state.cut and self.failure is None
+
+    @property
+    def usage(self) -> Usage:
+        """What the tree from here down has cost: its steps and its verdicts."""
+        total = FREE
+        for node in self.walk():
+            if node.step is not None:
+                total += node.step.usage
+            for verdict in node._verdicts:  # noqa: SLF001  (a node like this one)
+                if verdict.usage is not FREE:
+                    total += verdict.usage
+        return total
+
+    def walk(self) -> Iterator[Node]:
+        """All nodes from here down: a parent before its children, siblings in order."""
+        stack: list[Node] = [self]
+        while stack:
+            node = stack.pop()
+            yield node
+            stack.extend(reversed(node.children))
+
+    def leaves(self) -> Iterator[Node]:
+        """The nodes from here down that have no children and did not fail, in order."""
+        return (node for node in self.walk() if not node.children and node.failure is None)
+
+    def adopt(self, children: list[Node]) -> None:
+        """Take in children, keeping the order of their indices whenever they arrive."""
+        in_order = not self.children or self.children[-1].index < children[0].index
+        everyone = (*self.children, *children)
+        self.children = everyone if in_order else tuple(sorted(everyone, key=_index))
+
+    def asked(self, task: Task) -> Node:
+        """This node as a node of another task, for a grader that may see the target."""
+        twin = Node(task, self.state, self.parent, self.index, self.step)
+        twin.score, twin.failure = self.score, self.failure
+        twin._judges, twin._verdicts = self._judges, self._verdicts
+        return twin
+
+    def __repr__(self) -> str:
+        said = "" if self.step is None else f" {self.step.text!r}"
+        return f"<Node {'/'.join(map(str, self.path)) or 'root'} {self.score:.3g}{said}>"
+
+
+def _index(node: Node) -> int:
+    return node.index

@@ -1,0 +1,1 @@
+"""Worlds as functions of their state."""

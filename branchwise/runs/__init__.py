@@ -1,0 +1,1 @@
+"""Many tasks, one experiment: spec, data, store, runner, report."""

@@ -1,0 +1,1 @@
+"""Controllers and picks: one algorithm, or one pick, per file."""

@@ -1,0 +1,1 @@
+"""What judges a node: likelihood, functions, mathematics, aggregation over the lineage."""
