@@ -75,6 +75,11 @@ class Node:
         """Every verdict, under its verifier's name."""
         return MappingProxyType(dict(zip(self._judges, self._verdicts, strict=True)))
 
+    @property
+    def first_verdict(self) -> Verdict:
+        """The verdict of the verifier in charge."""
+        return self._verdicts[0]
+
     def judged(self, names: tuple[str, ...], verdicts: tuple[Verdict, ...]) -> None:
         """Write down the verdicts, one for each name."""
         self._judges, self._verdicts = names, verdicts
@@ -127,16 +132,19 @@ class Node:
         return self.state.done and not self.state.cut and self.failure is None
 
     @property
-    def usage(self) -> Usage:
-        """What the tree from here down has cost: its steps and its verdicts."""
-        total = FREE
-        for node in self.walk():
-            if node.step is not None:
-                total += node.step.usage
-            for verdict in node._verdicts:  # noqa: SLF001  (a node like this one)
-                if verdict.usage is not FREE:
-                    total += verdict.usage
+    def cost(self) -> Usage:
+        """What this node alone has cost: its step and its verdicts."""
+        total = FREE if self.step is None else self.step.usage
+        for verdict in self._verdicts:
+            if verdict.usage is not FREE:
+                total += verdict.usage
         return total
+
+    @property
+    def usage(self) -> Usage:
+        """What the tree from here down has cost."""
+        costs = (node.cost for node in self.walk())
+        return sum((cost for cost in costs if cost is not FREE), FREE)
 
     def walk(self) -> Iterator[Node]:
         """All nodes from here down: a parent before its children, siblings in order."""
@@ -147,8 +155,12 @@ class Node:
             stack.extend(reversed(node.children))
 
     def leaves(self) -> Iterator[Node]:
-        """The nodes from here down that have no children and did not fail, in order."""
-        return (node for node in self.walk() if not node.children and node.failure is None)
+        """The nodes from here down that did not fail and have no child that did not, in order."""
+        for node in self.walk():
+            if node.failure is None and (
+                not node.children or all(child.failure is not None for child in node.children)
+            ):
+                yield node
 
     def adopt(self, children: list[Node]) -> None:
         """Take in children, keeping the order of their indices whenever they arrive."""

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
+
+from pydantic import JsonValue
 
 from branchwise.core.config import Sampling
-from branchwise.core.errors import SpecError
+from branchwise.core.errors import SpecError, VerifierError
 
 if TYPE_CHECKING:
     from branchwise.core.node import Node
 
-Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
+Json: TypeAlias = JsonValue
 Finish: TypeAlias = Literal["end", "stop", "length", "tools", "filter"]
 
 
@@ -245,6 +247,14 @@ class Request:
             raise SpecError(msg, hint="one sample is drawn for each seed")
 
     @property
+    def asked(self) -> str:
+        """The text of the question: the prompt, or the last message that is not the model's."""
+        if self.prompt is not None:
+            return self.prompt
+        others = [message for message in self.messages if message.role != "assistant"]
+        return others[-1].content if others else ""
+
+    @property
     def so_far(self) -> str:
         """The text of the answer that the model continues."""
         return "".join(step.text for step in self.said)
@@ -281,13 +291,22 @@ class Policy(Protocol):
         ...
 
 
+@runtime_checkable
+class Bounded(Protocol):
+    """A policy that can say in advance what its samples may cost at most."""
+
+    def bound(self, n: int) -> Usage:
+        """The most that `n` samples under one node may cost: a budget reserves it."""
+        ...
+
+
 class Environment(Protocol):
     """A world as functions of its state: to backtrack is to step from an older state.
 
     `instant` says that `step` never waits, so that siblings are stepped in a plain loop.
     """
 
-    instant: bool = False
+    instant: ClassVar[bool] = False
 
     async def reset(self, task: Task) -> State:
         """The state in which the task begins."""
@@ -306,11 +325,11 @@ class Environment(Protocol):
 class Verifier(Protocol):
     """Judges nodes."""
 
-    async def score(self, nodes: Sequence[Node]) -> Sequence[Verdict]:
-        """One verdict for each node, in order.
+    async def score(self, nodes: Sequence[Node]) -> Sequence[Verdict | VerifierError]:
+        """One verdict for each node, in order; an error in the place of a node that has none.
 
         Raises:
-            VerifierError: the nodes could not be judged.
+            VerifierError: none of the nodes could be judged.
         """
         ...
 
@@ -321,7 +340,9 @@ class Expand(Protocol):
     async def __call__(
         self, nodes: Sequence[Node], n: int | Sequence[int] = 1, *, by: str = "policy"
     ) -> list[Node]:
-        """Children of all nodes, in the order of `nodes`; failed ones are left out.
+        """Children of all nodes, in the order of `nodes`.
+
+        What a controller gets leaves out the children that failed: they are in the tree only.
 
         Args:
             nodes: the parents.

@@ -1,0 +1,225 @@
+"""The verb: propose, step, score."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from hashlib import blake2b
+from math import inf, isfinite
+from numbers import Real
+from typing import NamedTuple, cast
+
+from branchwise.core.aio import checkpoint, gather
+from branchwise.core.errors import (
+    BackendError,
+    BranchError,
+    BranchwiseError,
+    SearchFailed,
+    SpecError,
+    VerifierError,
+    WorldError,
+)
+from branchwise.core.node import Node
+from branchwise.core.types import Environment, Policy, State, Step, Verdict, Verifier
+
+
+def seed_of(run: int, path: tuple[int, ...]) -> int:
+    """The seed of the child at `path`: a digest of the run's seed and the path, below 2**48.
+
+    Example:
+        >>> seed_of(0, (0,)) != seed_of(0, (1,)) != seed_of(1, (1,))
+        True
+    """
+    return seeds_of(run, path[:-1], path[-1:])[0]
+
+
+def seeds_of(run: int, parent: tuple[int, ...], indices: Iterable[int]) -> list[int]:
+    """The seeds of the children of one parent that have these indices."""
+    family = "/".join(map(str, (run, *parent)))
+    return [
+        int.from_bytes(blake2b(f"{family}/{i}".encode(), digest_size=6).digest()) for i in indices
+    ]
+
+
+def spread(nodes: Sequence[Node], n: int | Sequence[int]) -> list[int]:
+    """How many children each node gets.
+
+    Raises:
+        SpecError: there are not as many widths as nodes, or one is negative.
+    """
+    widths = [n] * len(nodes) if isinstance(n, int) else list(n)
+    if len(widths) != len(nodes) or any(width < 0 for width in widths):
+        raise SpecError(f"cannot expand {len(nodes)} nodes by the widths {widths}")
+    return widths
+
+
+@dataclasses.dataclass(frozen=True)
+class Grow:
+    """Grows children: a policy proposes steps, the environment takes them, verifiers judge them.
+
+    The paths of the children are promised before work starts and seeds follow from paths, so the
+    same tree grows whatever the latencies. What one parent's policy call brings is in the tree as
+    soon as it is there, failed children included.
+
+    Args:
+        policies: by name; `expand(..., by=name)` chooses.
+        environment: the world.
+        verifiers: by name; the first is in charge of `Node.score` unless `rank` is given.
+        rank: the score of a node from its verdicts and its lineage.
+        seed: the run's seed.
+        horizon: the most steps below the root; a node there that is not done is cut.
+    """
+
+    policies: Mapping[str, Policy]
+    environment: Environment
+    verifiers: Mapping[str, Verifier]
+    rank: Callable[[Node], float] | None = None
+    seed: int = 0
+    horizon: int = 100
+
+    async def __call__(
+        self, nodes: Sequence[Node], n: int | Sequence[int] = 1, *, by: str = "policy"
+    ) -> list[Node]:
+        """Children of all nodes, in order, failed ones included.
+
+        Raises:
+            SearchFailed: a call failed in a way that no later call can mend.
+        """
+        await checkpoint()  # or a deadline would never fire where nothing waits
+        if by not in self.policies:
+            raise SpecError(f"no policy is called {by!r}; there is {', '.join(self.policies)}")
+        orders: list[_Order] = []
+        for node, width in zip(nodes, spread(nodes, n), strict=True):
+            if width:
+                orders.append(_Order(node, range(node.promised, node.promised + width), by))
+                node.promised += width
+        families = await gather(self._family, orders)
+        for _, fatal in families:
+            if fatal is not None:
+                raise SearchFailed(fatal.message, hint=fatal.hint) from fatal
+        return [child for family, _ in families for child in family]
+
+    async def _family(self, order: _Order) -> tuple[list[Node], BackendError | None]:
+        """One parent's new children; a fatal error is handed over, so that siblings arrive."""
+        parent, indices, path = order.parent, order.indices, order.parent.path
+        try:
+            steps = await self._propose(order, seeds_of(self.seed, path, indices))
+        except BackendError as error:
+            children = [Node(parent.task, parent.state, parent, i) for i in indices]
+            for child in children:
+                child.failed(str(error))
+            parent.adopt(children)
+            return children, error if error.fatal else None
+        cut = len(path) + 1 >= self.horizon
+        if self.environment.instant or len(steps) == 1:
+            states = [await self._step(parent.state, step, cut=cut) for step in steps]
+        else:
+            states = await gather(lambda step: self._step(parent.state, step, cut=cut), steps)
+        children: list[Node] = []
+        for i, step, state in zip(indices, steps, states, strict=False):
+            lost = isinstance(state, WorldError)
+            child = Node(parent.task, parent.state if lost else state, parent, i, step)
+            if lost:
+                child.failed(str(state))
+            elif self.verifiers:
+                child.score = -inf  # until it is judged, a cut search must not prefer it
+            children.append(child)
+        if children:
+            parent.adopt(children)
+            await self._judge([child for child in children if child.failure is None])
+        return children, None
+
+    async def _propose(self, order: _Order, seeds: list[int]) -> Sequence[Step]:
+        try:
+            steps = await self.policies[order.by].propose(order.parent, seeds)
+        except BackendError:
+            raise
+        except BranchError as error:
+            raise BackendError(error.message, hint=error.hint) from error
+        except BranchwiseError:
+            raise
+        except Exception as error:
+            raise BackendError(f"policy {order.by!r} raised {_named(error)}") from error
+        if len(steps) > len(seeds):
+            raise BackendError(
+                f"policy {order.by!r} gave {len(steps)} steps for {len(seeds)} seeds"
+            )
+        return steps
+
+    async def _step(self, state: State, step: Step, *, cut: bool) -> State | WorldError:
+        try:
+            after = await self.environment.step(state, step)
+        except WorldError as error:
+            return error
+        except BranchwiseError:
+            raise
+        except Exception as error:  # noqa: BLE001  (the world is a user's; its faults are data)
+            return WorldError(f"the environment raised {_named(error)}")
+        return dataclasses.replace(after, cut=True) if cut and not after.done else after
+
+    async def _judge(self, nodes: list[Node]) -> None:
+        if not self.verifiers or not nodes:
+            return
+        names = tuple(self.verifiers)
+        columns = [await self._verdicts(name, nodes) for name in names]
+        for node, verdicts in zip(nodes, zip(*columns, strict=True), strict=True):
+            for verdict in verdicts:
+                if isinstance(verdict, VerifierError):
+                    node.failed(str(verdict))
+                    break
+            else:
+                node.judged(names, cast("tuple[Verdict, ...]", verdicts))
+                self._rank(node)
+
+    def _rank(self, node: Node) -> None:
+        try:
+            node.score = node.first_verdict.score if self.rank is None else self.rank(node)
+        except Exception as error:  # noqa: BLE001  (a user's function)
+            node.failed(f"ranking raised {_named(error)}")
+
+    async def _verdicts(
+        self, name: str, nodes: Sequence[Node]
+    ) -> Sequence[Verdict | VerifierError]:
+        try:
+            verdicts = await self.verifiers[name].score(nodes)
+        except BranchError as error:
+            return [VerifierError(f"verifier {name!r}: {error}")] * len(nodes)
+        except BranchwiseError:
+            raise
+        except Exception as error:  # noqa: BLE001  (a user's function; only the culprit shall fail)
+            if len(nodes) > 1:
+                return [(await self._verdicts(name, [node]))[0] for node in nodes]
+            return [VerifierError(f"verifier {name!r} raised {_named(error)}")]
+        if len(verdicts) != len(nodes):
+            wrong = VerifierError(
+                f"verifier {name!r} gave {len(verdicts)} verdicts for {len(nodes)} nodes"
+            )
+            return [wrong] * len(nodes)
+        return [_sound(name, verdict) for verdict in verdicts]
+
+
+class _Order(NamedTuple):
+    """Children with these indices, which are promised, of this parent."""
+
+    parent: Node
+    indices: range
+    by: str
+
+
+def _sound(name: str, verdict: object) -> Verdict | VerifierError:
+    if isinstance(verdict, Verdict) and type(verdict.score) is float and isfinite(verdict.score):
+        return verdict
+    if isinstance(verdict, VerifierError):
+        return VerifierError(f"verifier {name!r}: {verdict}")
+    if not isinstance(verdict, Verdict):
+        return VerifierError(f"verifier {name!r} gave {verdict!r}, which is no Verdict")
+    score: object = verdict.score
+    if isinstance(score, Real) or hasattr(score, "__float__"):
+        number = float(score)  # type: ignore[arg-type]  # numpy scalars and Decimals have __float__
+        if isfinite(number):
+            return dataclasses.replace(verdict, score=number)
+    return VerifierError(f"verifier {name!r} gave the score {score!r}, which is no finite number")
+
+
+def _named(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"

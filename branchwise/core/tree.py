@@ -1,0 +1,136 @@
+"""A whole tree as a graph or as JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, cast
+
+from pydantic import TypeAdapter, ValidationError
+
+from branchwise.core.errors import SpecError
+from branchwise.core.node import Node
+from branchwise.core.types import Json, State, Step, Task, Verdict
+
+if TYPE_CHECKING:
+    import networkx as nx
+
+FORMAT = "branchwise-tree"
+VERSION = 1
+
+_task = TypeAdapter(Task)
+_step = TypeAdapter(Step)
+_state = TypeAdapter(State)
+_verdict = TypeAdapter(Verdict)
+
+
+def to_networkx(root: Node, **columns: Callable[[Node], object]) -> nx.DiGraph[tuple[int, ...]]:
+    """The tree as a directed graph: nodes are paths, each with `score`, `text` and `done`.
+
+    Args:
+        root: the tree.
+        columns: further attributes: a name, and what to put there for a node.
+
+    Example:
+        >>> graph = to_networkx(Node(Task("?"), State()), answer=lambda node: node.state.answer)
+        >>> dict(graph.nodes)
+        {(): {'score': 0.0, 'text': '', 'done': False, 'answer': None}}
+    """
+    import networkx as nx  # noqa: PLC0415  (it takes longer to import than the rest together)
+
+    graph: nx.DiGraph[tuple[int, ...]] = nx.DiGraph()
+    for node in root.walk():
+        own: dict[str, object] = {
+            "score": node.score,
+            "text": "" if node.step is None else node.step.text,
+            "done": node.done,
+        }
+        own |= {name: column(node) for name, column in columns.items()}
+        graph.add_node(node.path, **own)
+        if node is not root and node.parent is not None:
+            graph.add_edge(node.parent.path, node.path)
+    return graph
+
+
+def to_json(root: Node) -> str:
+    """The tree as JSON text: the same tree gives the same bytes.
+
+    Raises:
+        SpecError: a snapshot is not a JSON value.
+
+    Example:
+        >>> from_json(to_json(Node(Task("?"), State()))).task.prompt
+        '?'
+    """
+    start = len(root.path)
+    table = {
+        "format": FORMAT,
+        "version": VERSION,
+        "task": _task.dump_python(root.task, mode="json"),
+        "nodes": [_dump(node, node.path[start:]) for node in root.walk()],
+    }
+    try:
+        return json.dumps(table, ensure_ascii=False, allow_nan=False, sort_keys=True)
+    except (TypeError, ValueError) as error:
+        raise SpecError(
+            f"the tree cannot be saved: {error}", hint="snapshots have to be JSON values"
+        ) from error
+
+
+def from_json(text: str) -> Node:
+    """The tree that `to_json` wrote.
+
+    Raises:
+        SpecError: the text is no such tree, or one of a newer version.
+    """
+    try:
+        table = json.loads(text)
+        if table["format"] != FORMAT or table["version"] > VERSION:
+            raise SpecError(f"not a tree of version {VERSION} or older")
+        task = _task.validate_python(table["task"])
+        nodes: dict[tuple[int, ...], Node] = {}
+        for row in table["nodes"]:
+            _load(row, task, nodes)
+        return nodes[()]
+    except (KeyError, TypeError, ValueError, ValidationError) as error:
+        raise SpecError(f"not a saved tree: {type(error).__name__}: {error}") from error
+
+
+def _dump(node: Node, path: tuple[int, ...]) -> dict[str, Json]:
+    state = node.state
+    # The snapshot goes out as it is: it has to be JSON already, and must come back the same.
+    return {
+        "path": list(path),
+        "step": None if node.step is None else _step.dump_python(node.step, mode="json"),
+        "state": {
+            "snapshot": cast("Json", state.snapshot),
+            "observation": state.observation,
+            "reward": state.reward,
+            "done": state.done,
+            "cut": state.cut,
+            "answer": state.answer,
+        },
+        "score": node.score if math.isfinite(node.score) else None,
+        "failure": node.failure,
+        "promised": node.promised,
+        "verdicts": {
+            name: _verdict.dump_python(verdict, mode="json")
+            for name, verdict in node.verdicts.items()
+        },
+    }
+
+
+def _load(row: dict[str, object], task: Task, nodes: dict[tuple[int, ...], Node]) -> None:
+    path = tuple(cast("list[int]", row["path"]))
+    parent = nodes[path[:-1]] if path else None
+    step = None if row["step"] is None else _step.validate_python(row["step"])
+    node = Node(task, _state.validate_python(row["state"]), parent, path[-1] if path else 0, step)
+    node.score = -math.inf if row["score"] is None else cast("float", row["score"])
+    node.failure = cast("str | None", row["failure"])
+    node.promised = cast("int", row["promised"])
+    verdicts = cast("dict[str, object]", row["verdicts"])
+    node.judged(tuple(verdicts), tuple(_verdict.validate_python(v) for v in verdicts.values()))
+    nodes[path] = node
+    if parent is not None:
+        parent.adopt([node])

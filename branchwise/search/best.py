@@ -1,0 +1,39 @@
+"""The pick behind best-of-N."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from branchwise.core.config import Config
+from branchwise.core.node import Node
+
+
+class Best(Config):
+    """Pick the finished leaf with the highest score; the first one of equals.
+
+    Where nothing has finished, the best leaf that did not fail; the root where nothing has grown.
+
+    Source: best-of-N of Stiennon et al. 2020, §4; Welleck et al. 2024, §4.1 (reranking).
+
+    Example:
+        >>> from branchwise import Node, State, Task
+        >>> root = Node(Task("?"), State())
+        >>> Best()(root) is root
+        True
+    """
+
+    kind: Literal["best"] = "best"
+
+    def __call__(self, root: Node) -> Node:
+        """The chosen node."""
+        return best(candidates(root))
+
+
+def candidates(root: Node) -> Sequence[Node]:
+    """The leaves that may answer: the finished ones, or all that did not fail; never none."""
+    leaves = list(root.leaves())
+    return [leaf for leaf in leaves if leaf.finished] or leaves or [root]
+
+
+def best(nodes: Sequence[Node]) -> Node:
+    """The node with the highest score, the first of equals."""
+    return max(nodes, key=lambda node: node.score)

@@ -1,0 +1,53 @@
+"""No search: one step after the other."""
+
+from typing import Literal
+
+from branchwise.core.node import Node
+from branchwise.core.types import Expand
+from branchwise.search.search import Search
+
+
+class Rollout(Search):
+    """Follow one branch to its end.
+
+        v ← root
+        while v is not done:  v ← the child of v
+
+    The loop of an agent without search; with a temperature of 0, greedy decoding. Swap the
+    controller and the same agent searches.
+
+    Source: the primitive generator of Welleck et al. 2024, §3.
+
+    Example:
+        >>> Rollout().kind
+        'rollout'
+    """
+
+    kind: Literal["rollout"] = "rollout"
+
+    async def grow(self, root: Node, expand: Expand) -> None:
+        """Grow one branch."""
+        await follow([root], expand)
+
+
+async def follow(nodes: list[Node], expand: Expand, steps: int | None = None) -> list[Node]:
+    """Follow each branch by one child at a time to its end, or for so many steps.
+
+    Returns:
+        Where the branches that did not fail have arrived, in order.
+    """
+    ends: dict[Node, Node] = {node: node for node in nodes}
+    taken = 0
+    while (steps is None or taken < steps) and (
+        open_ := [start for start, end in ends.items() if not end.done]
+    ):
+        children = await expand([ends[start] for start in open_])
+        reached = {child.parent: child for child in children}
+        for start in open_:
+            child = reached.get(ends[start])
+            if child is None:
+                del ends[start]
+            else:
+                ends[start] = child
+        taken += 1
+    return list(ends.values())

@@ -1,0 +1,26 @@
+"""What the searches of this room have in common: a pick that chooses their answer."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from branchwise.core.controller import Controller
+from branchwise.core.node import Node
+from branchwise.search.best import Best
+from branchwise.search.vote import Vote
+
+AnyPick = Annotated[Best | Vote, Field(discriminator="kind")]
+
+
+class Search(Controller):
+    """A controller whose answer is chosen by a pick.
+
+    Args:
+        pick: chooses the answer among what has grown.
+    """
+
+    pick: AnyPick = Best()
+
+    def answer(self, root: Node) -> Node:
+        """What the pick chooses."""
+        return self.pick(root)
