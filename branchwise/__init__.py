@@ -1,7 +1,12 @@
 """Inference-time search over language models: one tree, one verb, every strategy."""
 
-from branchwise.core.around import Budget
+from branchwise.agents.chat import Chat, Shot
+from branchwise.backends.hf import HF
+from branchwise.backends.journal import Journal
+from branchwise.backends.openai import OpenAI
+from branchwise.backends.scripted import Scripted
 from branchwise.core.aio import run_sync
+from branchwise.core.around import Budget
 from branchwise.core.config import Config, Sampling
 from branchwise.core.controller import Controller
 from branchwise.core.errors import (
@@ -32,8 +37,72 @@ from branchwise.core.types import (
     Verdict,
     Verifier,
 )
+from branchwise.environments.math import Math
+from branchwise.environments.writing import Writing
 from branchwise.search import MCTS, Beam, Best, BestFirst, BestOfN, Rebase, Rollout, Search, Vote
-from branchwise.backends.journal import Journal
-from branchwise.backends.scripted import Scripted
 from branchwise.solve import Answer, Searched, solve
+from branchwise.verifiers.aggregate import Aggregate, rescore
 from branchwise.verifiers.exact import Exact
+from branchwise.verifiers.function import Function
+from branchwise.verifiers.likelihood import Likelihood
+from branchwise.verifiers.math_equal import MathEqual
+
+__all__ = [
+    "HF",
+    "MCTS",
+    "Aggregate",
+    "Answer",
+    "Backend",
+    "BackendError",
+    "Beam",
+    "Best",
+    "BestFirst",
+    "BestOfN",
+    "BranchError",
+    "BranchwiseError",
+    "Budget",
+    "Chat",
+    "Config",
+    "Controller",
+    "Environment",
+    "Exact",
+    "Exhausted",
+    "Expand",
+    "Function",
+    "Journal",
+    "Likelihood",
+    "Math",
+    "MathEqual",
+    "Message",
+    "Node",
+    "OpenAI",
+    "Policy",
+    "Rebase",
+    "Request",
+    "Rollout",
+    "Sampling",
+    "Scripted",
+    "Search",
+    "SearchFailed",
+    "Searched",
+    "Shot",
+    "SpecError",
+    "State",
+    "Step",
+    "Task",
+    "Tool",
+    "ToolCall",
+    "Usage",
+    "Verdict",
+    "Verifier",
+    "VerifierError",
+    "Vote",
+    "WorldError",
+    "Writing",
+    "from_json",
+    "rescore",
+    "run_sync",
+    "solve",
+    "to_json",
+    "to_networkx",
+]

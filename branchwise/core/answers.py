@@ -31,16 +31,15 @@ def extract(text: str, ways: Sequence[Way]) -> str | None:
     return None
 
 
-_BRACES = re.compile(r"(\\f?boxed\s*\{)|\\.|[{}]", re.DOTALL)
+_BRACES = re.compile(r"(\\(?:boxed|fbox)\s*\{)|\\.|[{}]", re.DOTALL)
 
 
 def _boxed(text: str) -> str:
-    start = text.find("boxed")
-    if start < 0:
+    if "box" not in text:
         return ""
     found = ""
     opened: list[int | None] = []
-    for brace in _BRACES.finditer(text, start - 1 if start else 0):
+    for brace in _BRACES.finditer(text):
         if brace[1]:
             opened.append(brace.end())
         elif brace[0] == "{":
@@ -95,7 +94,7 @@ def _says(text: str) -> str:
 
 
 _NUMBER = re.compile(
-    r"(?:(?<![\w)\]}])-)?[$€£¥₹]?-?"
+    r"(?:(?<![\w)\]}])-[$€£¥₹]?|[$€£¥₹]-?)?"
     rf"(?:\\[dt]?frac\{{[0-9]+\}}\{{[0-9]+\}}|(?:{INTEGER})(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?"
     r"(?:[/:][0-9]+)?|\.[0-9]+)(?: ?\\?%)?"
 )

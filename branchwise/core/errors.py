@@ -12,6 +12,21 @@ BranchwiseError
 Anything else that escapes is a bug.
 """
 
+import difflib
+from collections.abc import Sequence
+
+
+def suggestion(wrong: str, known: Sequence[str]) -> str:
+    """What may have been meant, as the end of a message: the closest name, or all names.
+
+    Example:
+        >>> suggestion("baem", ["beam", "mcts"]), suggestion("x", ["beam", "mcts"])
+        (" (did you mean 'beam'?)", ' (there is beam, mcts)')
+    """
+    if close := difflib.get_close_matches(wrong, known, n=1):
+        return f" (did you mean {close[0]!r}?)"
+    return f" (there is {', '.join(known)})" if known else ""
+
 
 class BranchwiseError(Exception):
     """Root of the package's errors: a message in one line and, where there is one, the fix.

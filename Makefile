@@ -1,0 +1,49 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+CODE := branchwise tests benchmarks examples
+
+.PHONY: demo test lint types check-real bench constraints clean
+
+demo: .venv/for-demo
+	$(BIN)/branchwise run examples/word_problems.toml
+
+test: .venv/for-test lint types
+	$(BIN)/python -m pytest -m "not real" --numprocesses 2
+
+lint: .venv/for-test
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+
+types: .venv/for-test
+	$(BIN)/pyright
+
+# With real weights: minutes, and a download at first use.
+check-real: .venv/for-test
+	$(BIN)/python -m pytest -m real
+
+bench: .venv/for-test
+	$(BIN)/python benchmarks/controller.py
+	$(BIN)/python benchmarks/engine.py
+
+.venv:
+	$(PYTHON) -m venv .venv
+	$(PIP) --upgrade pip
+
+# torch comes first and pinned: a package that asks for any torch brings gigabytes of another build.
+.venv/for-demo: pyproject.toml constraints.txt | .venv
+	$(PIP) torch
+	$(PIP) --editable ".[hf,math]"
+	touch $@
+
+.venv/for-test: .venv/for-demo
+	$(PIP) --editable ".[all]" --group test --group lint
+	touch $@
+
+# Pin what is installed now. A build's local label (torch's +cpu) is not part of the pin.
+constraints: .venv/for-test
+	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > constraints.txt
+
+clean:
+	rm -rf .venv

@@ -1,0 +1,187 @@
+"""The commands: run a spec, solve one question, list the models."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import anyio
+from cyclopts import App, Parameter
+from rich.console import Console
+from rich.table import Table
+
+from branchwise.core.errors import BranchwiseError, SearchFailed, SpecError
+from branchwise.core.tree import to_json
+from branchwise.core.types import Json
+
+WRONG_INPUT = 2
+FAILED = 1
+INTERRUPTED = 130
+
+app = App(name="branchwise", help="Inference-time search over language models.")
+
+
+@app.command
+def run(
+    spec: Path,
+    *,
+    set_: Annotated[tuple[str, ...], Parameter(name="--set")] = (),
+    out: Path | None = None,
+) -> int:
+    """Search for the answers to a set of problems with one or more strategies, and compare.
+
+    What is done is kept in a directory as soon as it is done. The same command again goes on where
+    the last one stopped.
+
+    Args:
+        spec: a TOML file.
+        set_: a change of the spec, such as data.limit=20; may be given several times.
+        out: the directory of the run; `runs/` and the spec's name where none is given.
+    """
+    from branchwise.runs.progress import Progress, show  # noqa: PLC0415  (so `--help` is instant)
+    from branchwise.runs.report import markdown  # noqa: PLC0415
+    from branchwise.runs.runner import Run  # noqa: PLC0415
+    from branchwise.runs.spec import parse, read  # noqa: PLC0415
+    from branchwise.runs.store import Store  # noqa: PLC0415
+
+    console = Console(stderr=False)
+    table = read(spec, set_)
+    what = parse(table, spec)
+    what.data.tasks()  # a fault in the data shows before a directory is made
+    folder = out or Path("runs") / spec.stem
+    job = Run(what, Store(folder, table))
+    try:
+        with Progress(console) as job.watch:
+            rows = anyio.run(job.carry_out)
+    except KeyboardInterrupt:
+        _say(f"\nstopped; {len(job.store.results)} results are kept in {folder}")
+        _say(f"go on with: branchwise {' '.join(sys.argv[1:])}")
+        return INTERRUPTED
+    except SearchFailed as error:
+        _say(f"error: {error}")
+        _say(f"{len(job.store.results)} results are kept in {folder}; the same command goes on")
+        return FAILED
+    title = f"{what.name}: {what.model.model}" + (" (oracle)" if what.oracle else "")
+    show(rows, title, console)
+    (folder / "report.md").write_text(f"# {title}\n\n{markdown(rows)}", encoding="utf-8")
+    console.print(f"trees and results: {folder}", highlight=False, soft_wrap=True)
+    if job.failed:
+        strategy, problem, why = job.failed[0]
+        _say(f"{len(job.failed)} searches failed, such as {strategy} on problem {problem}: {why}")
+        _say("the same command tries them again")
+        return FAILED
+    return 0
+
+
+@app.command
+def solve(
+    question: str,
+    *,
+    model: str = "qwen2.5-coder-0.5b-instruct",
+    search: str = "best-of-n",
+    set_: Annotated[tuple[str, ...], Parameter(name="--set")] = (),
+    tree: Path | None = None,
+) -> int:
+    """Search for the answer to one question.
+
+    Args:
+        question: what is asked.
+        model: a model's name, a hub's owner/model or a path; `branchwise models` lists names.
+        search: the controller: rollout, best-of-n, beam, best-first, mcts or rebase.
+        set_: a change of the spec, such as strategy.search.n=16 or model.kind=openai.
+        tree: a file for the whole tree.
+    """
+    from branchwise.runs.progress import Progress  # noqa: PLC0415  (so `--help` is instant)
+    from branchwise.runs.runner import ask  # noqa: PLC0415
+    from branchwise.runs.spec import change  # noqa: PLC0415
+    from branchwise.runs.spec import question as asked  # noqa: PLC0415
+
+    table = _defaults(model, search)
+    change(table, set_)
+    parts = asked(table)
+    try:
+        answer = anyio.run(ask, question, parts, Progress(Console(quiet=True)))
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    if tree is not None:
+        try:
+            tree.write_text(to_json(answer.root), encoding="utf-8")
+        except OSError as error:
+            raise SpecError(f"--tree {tree}: {error.strerror}") from error
+    console = Console()
+    console.print(answer.text.strip(), highlight=False, markup=False)
+    console.print(f"\nanswer: {answer.value}", style="bold", highlight=False, markup=False)
+    votes: dict[str | None, int] = {}
+    for leaf in answer.root.leaves():
+        if leaf.finished:
+            votes[leaf.state.answer] = votes.get(leaf.state.answer, 0) + 1
+    said = ", ".join(f"{value} ({n})" for value, n in sorted(votes.items(), key=lambda v: -v[1]))
+    console.print(
+        f"finished branches: {said or 'none'}; {answer.usage.completion:,} tokens in "
+        f"{answer.usage.calls} calls, {answer.seconds:.1f} s, {answer.stopped}",
+        style="dim",
+        highlight=False,
+        markup=False,
+    )
+    return 0
+
+
+@app.command
+def models() -> int:
+    """List the models that are known by name."""
+    from branchwise.backends.models import catalogue  # noqa: PLC0415  (so `--help` is instant)
+
+    table = Table()
+    for heading in ("name", "what", "download", "licence", "here"):
+        table.add_column(heading, overflow="fold")
+    for model in catalogue():
+        size = f"{model.size / 1e6:,.0f} MB"
+        table.add_row(model.name, model.what, size, model.licence, "yes" if model.cached else "no")
+    Console().print(table)
+    return 0
+
+
+STEPS = {"beam", "best-first", "mcts", "rebase"}
+"""Searches that judge single steps: the model is stopped at the end of each line."""
+
+
+def _defaults(model: str, search: str) -> dict[str, Json]:
+    pick: dict[str, Json] = {"kind": "vote"}
+    controller: dict[str, Json] = {"kind": search, "pick": pick}
+    if search == "mcts":
+        controller["rollout"] = 12  # without one, few branches come to an end
+    policy: dict[str, Json] = {
+        "system": "Solve the problem in short steps, one on each line. "
+        "End with a line that says: The answer is N.",
+        "sampling": {"temperature": 0.8 if search != "rollout" else 0.0},
+        "stop": ["\n"] if search in STEPS else [],
+    }
+    return {
+        "model": {"kind": "hf", "model": model},
+        "verifier": {"kind": "likelihood"},
+        "policy": policy,
+        "strategy": {"name": search, "search": controller},
+    }
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)  # noqa: T201  (what goes beside the results)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The `branchwise` command: faults of the input are one line and exit status 2."""
+    try:
+        status = app(arguments)
+    except SpecError as error:
+        _say(f"error: {error}")
+        status = WRONG_INPUT
+    except BranchwiseError as error:
+        _say(f"error: {error}")
+        status = FAILED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = FAILED
+    sys.exit(status)

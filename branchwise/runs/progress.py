@@ -1,0 +1,107 @@
+"""What a run looks like on the terminal while it goes on."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+from branchwise.core.node import Node
+from branchwise.runs.report import HEADINGS, Row, cells
+from branchwise.runs.store import Result
+
+
+class Progress:
+    """An observer that draws a live table, or plain lines where there is no terminal.
+
+    Args:
+        console: where to.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.problems = 0
+        self.done: Counter[str] = Counter()
+        self.right: Counter[str] = Counter()
+        self.graded: Counter[str] = Counter()
+        self.tokens: Counter[str] = Counter()
+        self.strategies: Sequence[str] = ()
+        self.started = time.monotonic()
+        self.kept = 0
+        self._live = Live(console=console, get_renderable=self._table, refresh_per_second=4)
+
+    def __enter__(self) -> Self:
+        if self.console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._live.stop()
+
+    def began(self, strategies: Sequence[str], problems: int, kept: Sequence[Result]) -> None:
+        """The run begins."""
+        self.strategies, self.problems = strategies, problems
+        self.kept = len(kept)
+        for result in kept:
+            self._count(result)
+        self.tokens.clear()  # of this run: they tell its speed
+        self.started = time.monotonic()
+        if kept:
+            self.console.print(f"{len(kept)} results are there already and are kept.")
+
+    def grew(self, strategy: str, nodes: Sequence[Node]) -> None:
+        """A search has grown nodes."""
+        self.tokens[strategy] += sum(node.cost.completion for node in nodes)
+
+    def finished(self, result: Result) -> None:
+        """A search has ended."""
+        self._count(result)
+        done, everything = self.done.total(), self.problems * len(self.strategies)
+        if not self.console.is_terminal and (done % 25 == 0 or done == everything):
+            self.console.print(f"{done} of {everything} searches, {self._pace()}", highlight=False)
+
+    def _count(self, result: Result) -> None:
+        self.done[result.strategy] += 1
+        self.graded[result.strategy] += result.grade != "ungraded"
+        self.right[result.strategy] += result.grade == "right"
+
+    def _pace(self) -> str:
+        seconds = time.monotonic() - self.started
+        return f"{self.tokens.total():,} tokens searched through in {seconds:.0f} s"
+
+    def _table(self) -> Table:
+        table = Table(title=self._pace(), title_justify="left", title_style="dim")
+        for heading in ("strategy", "", "done", "right so far", "tokens"):
+            table.add_column(heading, justify="left" if heading in {"", "strategy"} else "right")
+        for name in self.strategies:
+            graded = self.graded[name]
+            table.add_row(
+                name,
+                ProgressBar(total=max(self.problems, 1), completed=self.done[name], width=24),
+                f"{self.done[name]}/{self.problems}",
+                f"{self.right[name] / graded:.0%}" if graded else "",
+                f"{self.tokens[name]:,}",
+            )
+        return table
+
+
+def show(rows: Sequence[Row], title: str, console: Console) -> None:
+    """Print the table of a run."""
+    table = Table(title=title, title_justify="left")
+    for i, heading in enumerate(HEADINGS):
+        table.add_column(heading, justify="left" if i < 1 else "right")
+    for row in rows:
+        table.add_row(*cells(row))
+    console.print(table)

@@ -1,0 +1,177 @@
+"""From results to a table with intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from branchwise.runs.store import Result
+
+Z = 1.959963984540054  # the 97.5 % point of the normal distribution
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A line of the table.
+
+    Args:
+        strategy: its name.
+        right: how many problems it got right.
+        graded: how many could be graded: the n of the accuracy.
+        ungraded: how many could not, or failed before there was an answer to grade.
+        low: lower end of the 95 % Wilson interval of the accuracy.
+        high: its upper end.
+        tokens: tokens written, all problems together.
+        calls: model calls, all problems together.
+        seconds: the model's time in seconds, all problems together.
+        gain: accuracy minus that of the baseline on the problems both have; None for the baseline.
+        gain_low: lower end of the 95 % interval of the gain (paired, Wald).
+        gain_high: its upper end.
+        p: the two-sided exact McNemar test against the baseline.
+    """
+
+    strategy: str
+    right: int
+    graded: int
+    ungraded: int
+    low: float
+    high: float
+    tokens: int
+    calls: int
+    seconds: float
+    gain: float | None = None
+    gain_low: float | None = None
+    gain_high: float | None = None
+    p: float | None = None
+
+    @property
+    def accuracy(self) -> float:
+        """The share of graded problems that are right; 0 where none is graded."""
+        return self.right / self.graded if self.graded else 0.0
+
+
+def wilson(right: int, n: int) -> tuple[float, float]:
+    """The 95 % interval of a share (Wilson 1927).
+
+    Example:
+        >>> tuple(round(end, 3) for end in wilson(8, 10))
+        (0.49, 0.943)
+    """
+    if n == 0:
+        return 0.0, 1.0
+    share, z2 = right / n, Z * Z
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def mcnemar(won: int, lost: int) -> float:
+    """The two-sided exact p-value that two paired strategies are equally good (McNemar 1947).
+
+    Args:
+        won: problems that only the one got right.
+        lost: problems that only the other got right.
+
+    Example:
+        >>> mcnemar(5, 0)
+        0.0625
+    """
+    n = won + lost
+    tail = sum(math.comb(n, k) for k in range(min(won, lost) + 1))
+    return min(1.0, 2 * tail / 2**n)
+
+
+def table(strategies: Sequence[str], results: Iterable[Result]) -> list[Row]:
+    """One row for each strategy; the first one is the baseline of the others.
+
+    Args:
+        strategies: their names, in order.
+        results: what is there, of these strategies.
+    """
+    by_strategy: dict[str, dict[str, Result]] = {name: {} for name in strategies}
+    for result in results:
+        by_strategy[result.strategy][result.problem] = result
+    baseline = by_strategy[strategies[0]]
+    rows: list[Row] = []
+    for name, done in by_strategy.items():
+        graded = [result for result in done.values() if result.grade != "ungraded"]
+        right = sum(result.grade == "right" for result in graded)
+        low, high = wilson(right, len(graded))
+        rows.append(
+            Row(
+                name,
+                right,
+                len(graded),
+                len(done) - len(graded),
+                low,
+                high,
+                tokens=sum(result.usage.completion for result in done.values()),
+                calls=sum(result.usage.calls for result in done.values()),
+                seconds=sum(result.usage.seconds for result in done.values()),
+                **({} if name == strategies[0] else _gain(done, baseline)),
+            )
+        )
+    return rows
+
+
+def _gain(ours: dict[str, Result], theirs: dict[str, Result]) -> dict[str, float]:
+    pairs = [
+        (result.grade == "right", theirs[problem].grade == "right")
+        for problem, result in ours.items()
+        if result.grade != "ungraded" and problem in theirs and theirs[problem].grade != "ungraded"
+    ]
+    if not pairs:
+        return {}
+    won = sum(a and not b for a, b in pairs)
+    lost = sum(b and not a for a, b in pairs)
+    n = len(pairs)
+    gain = (won - lost) / n
+    half = Z * math.sqrt(max(won + lost - (won - lost) ** 2 / n, 0.0)) / n
+    return {
+        "gain": gain,
+        "gain_low": max(-1.0, gain - half),
+        "gain_high": min(1.0, gain + half),
+        "p": mcnemar(won, lost),
+    }
+
+
+HEADINGS = (
+    "strategy",
+    "accuracy (95 % interval)",
+    "gain over the first",
+    "p",
+    "tokens",
+    "calls",
+    "model seconds",
+)
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    """A row as text, one cell for each of `HEADINGS`."""
+    accuracy = (
+        f"{row.accuracy:.1%} ({row.low:.1%} to {row.high:.1%}), {row.right}/{row.graded}"
+        if row.graded
+        else "-"
+    )
+    if row.ungraded:
+        accuracy += f", {row.ungraded} ungraded"
+    gain = p = ""
+    if row.gain is not None and row.gain_low is not None and row.gain_high is not None:
+        gain = f"{100 * row.gain:+.1f} ({100 * row.gain_low:+.1f} to {100 * row.gain_high:+.1f})"
+        p = "" if row.p is None else f"{row.p:.2g}"
+    return (
+        row.strategy,
+        accuracy,
+        gain,
+        p,
+        f"{row.tokens:,}",
+        f"{row.calls:,}",
+        f"{row.seconds:,.0f}",
+    )
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The table as Markdown."""
+    lines = [HEADINGS, tuple("---" for _ in HEADINGS), *(cells(row) for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -1,0 +1,247 @@
+"""Carry out a run: every problem with every strategy, many at a time."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol, TypeVar, cast, runtime_checkable
+
+import anyio
+from anyio import to_thread
+
+from branchwise.backends.journal import Journal
+from branchwise.core.errors import BackendError, SearchFailed, VerifierError
+from branchwise.core.node import Node
+from branchwise.core.types import Backend, Environment, Task, Verifier
+from branchwise.runs.report import Row, table
+from branchwise.runs.spec import Parts, Question, Spec, Strategy
+from branchwise.runs.store import Grade, Result, Store
+from branchwise.solve import Answer, solve
+
+OUTAGE = 5
+"""So many searches in a row that fail from the start are an outage of the whole run."""
+
+P = TypeVar("P")
+
+
+class Observer(Protocol):
+    """Told what a run does, as it does it."""
+
+    def began(self, strategies: Sequence[str], problems: int, kept: Sequence[Result]) -> None:
+        """The run begins; `kept` is what an earlier one has done."""
+        ...
+
+    def grew(self, strategy: str, nodes: Sequence[Node]) -> None:
+        """A search has grown nodes."""
+        ...
+
+    def finished(self, result: Result) -> None:
+        """A search has ended."""
+        ...
+
+
+class Unobserved:
+    """An observer that looks away."""
+
+    def began(self, strategies: Sequence[str], problems: int, kept: Sequence[Result]) -> None:
+        """Nothing."""
+
+    def grew(self, strategy: str, nodes: Sequence[Node]) -> None:
+        """Nothing."""
+
+    def finished(self, result: Result) -> None:
+        """Nothing."""
+
+
+@runtime_checkable
+class Openable(Protocol):
+    """A part with resources: `async with part.open() as live`."""
+
+    def open(self) -> AsyncExitStack:
+        """The context of the live part."""
+        ...
+
+
+async def _live(part: object, stack: AsyncExitStack) -> object:
+    """The part itself, or what it opens."""
+    return await stack.enter_async_context(part.open()) if isinstance(part, Openable) else part
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The parts of a run, opened."""
+
+    backend: Backend
+    environment: Environment
+    verifiers: Sequence[tuple[object, Verifier]]
+
+    def named(self, spec: object) -> dict[str, Verifier]:
+        """The live verifier of a spec, under its kind; none where there is no spec."""
+        live = (verifier for known, verifier in self.verifiers if known == spec)
+        return {} if spec is None else {str(getattr(spec, "kind", "verifier")): next(live)}
+
+
+@asynccontextmanager
+async def opened(
+    parts: Parts, strategies: Sequence[Strategy], journal: Path | None
+) -> AsyncGenerator[Ready]:
+    """Open the model, the world and the verifiers; close them with the block."""
+    async with AsyncExitStack() as stack:
+        backend = cast("Backend", await _live(parts.model, stack))
+        if journal is not None:
+            backend = await to_thread.run_sync(Journal, journal, backend)
+        verifiers: list[tuple[object, Verifier]] = []
+        for spec in (parts.verifier, *(strategy.verifier for strategy in strategies)):
+            if spec is not None and all(spec != known for known, _ in verifiers):
+                verifiers.append((spec, cast("Verifier", await _live(spec, stack))))
+        world = cast("Environment", await _live(parts.environment, stack))
+        yield Ready(backend, world, verifiers)
+
+
+async def search(
+    task: Task, parts: Parts, strategy: Strategy, ready: Ready, watch: Observer, *, oracle: bool
+) -> Answer:
+    """One problem with one strategy."""
+    return await solve(
+        task,
+        policy=parts.policy_of(strategy, ready.backend),
+        controller=strategy.search,
+        environment=ready.environment,
+        verifier=ready.named(strategy.verifier or parts.verifier),
+        rank=strategy.rank,
+        budget=strategy.budget or parts.budget,
+        seed=parts.seed,
+        horizon=strategy.horizon,
+        oracle=oracle,
+        unique=strategy.unique,
+        watch=lambda nodes: watch.grew(strategy.name, nodes),
+    )
+
+
+async def ask(question: str, parts: Question, watch: Observer) -> Answer:
+    """Search for the answer to one question."""
+    async with opened(parts, [parts.strategy], None) as ready:
+        return await search(Task(question), parts, parts.strategy, ready, watch, oracle=False)
+
+
+@dataclass
+class Run:
+    """A run in a directory; what the directory holds already is not done again.
+
+    Args:
+        spec: what to do.
+        store: where to.
+        watch: who looks on.
+
+    Attributes:
+        failed: what could not be searched at all, with the reason; a further run tries it again.
+    """
+
+    spec: Spec
+    store: Store
+    watch: Observer = field(default_factory=Unobserved)
+    failed: list[tuple[str, str, str]] = field(default_factory=list[tuple[str, str, str]])
+    writer: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(1))
+
+    async def carry_out(self) -> list[Row]:
+        """Do what is left to do, and report on everything.
+
+        Raises:
+            SearchFailed: the model is out of reach: what has been done is kept.
+            SpecError: a part cannot be opened, or the directory cannot be written.
+        """
+        spec = self.spec
+        tasks = spec.data.tasks()
+        jobs = [
+            (task, strategy)
+            for task in tasks
+            for strategy in spec.strategies
+            if (strategy.name, str(task.meta["id"])) not in self.store.results
+        ]
+        names = [strategy.name for strategy in spec.strategies]
+        self.watch.began(names, len(tasks), list(self.store.results.values()))
+        if jobs:
+            async with AsyncExitStack() as stack:
+                grader = cast("Verifier", await _live(spec.grader, stack))
+                opening = opened(spec, spec.strategies, self.store.journal)
+                ready = await stack.enter_async_context(opening)
+                await self._work(jobs, ready, grader)
+        wanted = {str(task.meta["id"]) for task in tasks}
+        return table(names, [r for r in self.store.results.values() if r.problem in wanted])
+
+    async def _work(
+        self, jobs: list[tuple[Task, Strategy]], ready: Ready, grader: Verifier
+    ) -> None:
+        left = iter(jobs)
+        outage: list[SearchFailed] = []
+        async with anyio.create_task_group() as group:
+            for _ in range(min(self.spec.concurrency, len(jobs))):
+                group.start_soon(self._worker, left, ready, grader, outage)
+        if self._is_outage(outage):
+            raise SearchFailed(f"the run stopped: {outage[-1].message}", hint=outage[-1].hint)
+
+    async def _worker(
+        self,
+        left: Iterator[tuple[Task, Strategy]],
+        ready: Ready,
+        grader: Verifier,
+        outage: list[SearchFailed],
+    ) -> None:
+        for task, strategy in left:
+            if self._is_outage(outage):
+                return
+            problem = str(task.meta["id"])
+            try:
+                answer = await search(
+                    task, self.spec, strategy, ready, self.watch, oracle=self.spec.oracle
+                )
+                if answer.error is not None:  # half a tree is no result; the journal keeps it
+                    raise answer.error
+            except SearchFailed as error:
+                outage.append(error)
+                self.failed.append((strategy.name, problem, str(error)))
+                continue
+            outage.clear()
+            grade, why = await _grade(task, answer.node, grader)
+            result = Result(
+                strategy.name,
+                problem,
+                answer.value,
+                task.target,
+                grade,
+                why,
+                answer.stopped,
+                answer.usage,
+                f"trees/{_file(strategy.name)}/{_file(problem)}.json",
+            )
+            # In a thread, one at a time, and to its end: a result that is there gets written.
+            with anyio.CancelScope(shield=True):
+                await to_thread.run_sync(self.store.save, result, answer.root, limiter=self.writer)
+            self.watch.finished(result)
+
+    def _is_outage(self, outage: list[SearchFailed]) -> bool:
+        return len(outage) >= OUTAGE or any(
+            isinstance(error.__cause__, BackendError) and error.__cause__.fatal for error in outage
+        )
+
+
+async def _grade(task: Task, node: Node, grader: Verifier) -> tuple[Grade, str]:
+    """What the grader says of an answer; only it gets to see the target."""
+    if task.target is None:
+        return "ungraded", "no target"
+    if node.state.answer is None:
+        return "wrong", "no answer"
+    try:
+        (verdict,) = await grader.score([node.asked(task)])
+    except VerifierError as error:
+        verdict = error
+    if isinstance(verdict, VerifierError):
+        return "ungraded", verdict.message
+    return ("right" if verdict.score > 0.5 else "wrong"), verdict.detail  # noqa: PLR2004
+
+
+def _file(name: str) -> str:
+    """A name as a file's name, without a way out of the directory."""
+    return "".join(c if c.isalnum() or c in "-_.+" else "_" for c in name).strip(".") or "_"

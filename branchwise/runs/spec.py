@@ -1,0 +1,330 @@
+"""What a run is: model, policy, world, verifiers, strategies, data and budget, in one file."""
+
+from __future__ import annotations
+
+import importlib
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias, cast, get_args
+
+from pydantic import Field, TypeAdapter, ValidationError, WrapValidator, field_validator
+from pydantic import ValidatorFunctionWrapHandler as Handler
+from pydantic_core import ErrorDetails
+
+from branchwise.agents.chat import Chat
+from branchwise.backends.hf import HF
+from branchwise.backends.openai import OpenAI
+from branchwise.core.around import Budget
+from branchwise.core.config import Config
+from branchwise.core.errors import SpecError, suggestion
+from branchwise.core.types import Backend, Json, Request, Step
+from branchwise.environments.math import Math
+from branchwise.environments.writing import Writing
+from branchwise.runs.dataset import Data
+from branchwise.search import AnyController
+from branchwise.verifiers.aggregate import Aggregate
+from branchwise.verifiers.exact import Exact
+from branchwise.verifiers.likelihood import Likelihood
+from branchwise.verifiers.math_equal import MathEqual
+
+Table: TypeAlias = dict[str, Json]
+
+
+class Unopened:
+    """Stands in a policy for the model until the run opens it."""
+
+    name = "unopened"
+
+    async def complete(self, request: Request) -> Sequence[Step]:
+        """Refuse.
+
+        Raises:
+            SpecError: always.
+        """
+        raise SpecError(f"the model has not been opened: {request.asked[:40]!r} cannot be answered")
+
+
+def _outsider(value: object, handler: Handler) -> object:
+    """Somebody else's part: `kind = "their_pkg.module:Class"`; all else goes to the union."""
+    kind = cast("Mapping[str, object]", value).get("kind") if isinstance(value, Mapping) else None
+    if not isinstance(kind, str) or ":" not in kind:
+        return handler(value)
+    module, _, name = kind.partition(":")
+    try:
+        part = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"cannot load {kind!r}: {error}") from error
+    fields = {k: v for k, v in cast("Mapping[str, object]", value).items() if k != "kind"}
+    return part(**fields)
+
+
+AnyModel = Annotated[Annotated[HF | OpenAI, Field(discriminator="kind")], WrapValidator(_outsider)]
+AnyPolicy = Annotated[Chat, WrapValidator(_outsider)]
+AnyWorld = Annotated[
+    Annotated[Writing | Math, Field(discriminator="kind")], WrapValidator(_outsider)
+]
+AnyVerifier = Annotated[
+    Annotated[Likelihood | MathEqual | Exact, Field(discriminator="kind")],
+    WrapValidator(_outsider),
+]
+AnySearch = Annotated[AnyController, WrapValidator(_outsider)]
+
+
+class Strategy(Config):
+    """One way to spend compute, to be compared with others.
+
+    Args:
+        name: what tables call it.
+        search: the controller.
+        policy: changes to the run's policy, for this strategy alone.
+        verifier: changes to the run's verifier, for this strategy alone.
+        rank: how verdicts become scores.
+        budget: the most that one problem may spend, instead of the run's budget.
+        unique: hide siblings that repeat one another from the controller.
+        horizon: the most steps of an answer.
+    """
+
+    name: str = Field(min_length=1, pattern=r"^[\w.+ -]+$")
+    search: AnySearch
+    policy: Table = Field(default_factory=dict)
+    verifier: AnyVerifier | None = None
+    rank: Aggregate | None = None
+    budget: Budget | None = None
+    unique: bool = False
+    horizon: int = Field(default=100, ge=1)
+
+
+class Parts(Config):
+    """What every search needs.
+
+    Args:
+        model: the backend, with its `kind`.
+        policy: how a node becomes a prompt; its `kind` is `chat` where none is given.
+        environment: the world.
+        verifier: what judges nodes during the search; None leaves the world's rewards.
+        budget: the most that one problem may spend with one strategy.
+        seed: of everything.
+    """
+
+    model: AnyModel
+    policy: Table = Field(default_factory=dict)
+    environment: AnyWorld = Math()
+    verifier: AnyVerifier | None = None
+    budget: Budget = Budget()
+    seed: int = 0
+
+    def policy_of(self, strategy: Strategy, backend: Backend) -> Chat:
+        """The policy of one strategy: the table of all with the strategy's changes on it.
+
+        Raises:
+            pydantic.ValidationError: a field is wrong.
+        """
+        table = _merged(self.policy, strategy.policy)
+        return _policy.validate_python({"kind": "chat", **table, "backend": backend})
+
+
+class Question(Parts):
+    """One question and one strategy.
+
+    Args:
+        strategy: how to search.
+    """
+
+    strategy: Strategy
+
+
+class Spec(Parts):
+    """A run: every problem of the data with every strategy.
+
+    Args:
+        name: what the run is called.
+        grader: what compares answers with targets, after the search.
+        strategies: what to compare; the first is the baseline.
+        data: the problems.
+        concurrency: how many searches are in flight at once, over all problems and strategies.
+        oracle: let policies and verifiers see the targets. The report then says so.
+    """
+
+    name: str = "run"
+    grader: AnyVerifier = MathEqual()
+    strategies: Annotated[tuple[Strategy, ...], Field(min_length=1)]
+    data: Data
+    concurrency: int = Field(default=64, ge=1)
+    oracle: bool = False
+
+    @field_validator("strategies")
+    @classmethod
+    def _names_differ(cls, strategies: tuple[Strategy, ...]) -> tuple[Strategy, ...]:
+        names = [strategy.name for strategy in strategies]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two strategies are called {name!r}; names have to differ")
+        return strategies
+
+
+_policy: TypeAdapter[Chat] = TypeAdapter(AnyPolicy)
+
+
+def _merged(under: Table, over: Table) -> Table:
+    merged = dict(under)
+    for key, value in over.items():
+        below = merged.get(key)
+        if isinstance(below, dict) and isinstance(value, dict):
+            merged[key] = _merged(below, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def read(path: Path, changes: Sequence[str] = ()) -> Table:
+    """The table of a spec file, with changes.
+
+    Args:
+        path: a TOML file.
+        changes: `a.b=c`, as on the command line; lists take an index or a strategy's name.
+
+    Raises:
+        SpecError: the file cannot be read, or a change does not fit it.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SpecError(f"{path}: cannot read the spec: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path}: not a TOML file: {error}") from error
+    change(table, changes)
+    return table
+
+
+def parse(table: Table, source: Path) -> Spec:
+    """The spec that a table describes.
+
+    Args:
+        table: the fields.
+        source: the file it comes from; relative paths in it are relative to this file's folder.
+
+    Raises:
+        SpecError: a field is wrong; one line names the file, the field and the fix.
+    """
+    try:
+        spec = Spec.model_validate(table)
+    except ValidationError as error:
+        raise SpecError(f"{source}: {explain(error, Spec)}") from error
+    for i, strategy in enumerate(spec.strategies):
+        _check_policy(spec, strategy, f"strategies.{i}.", str(source))
+    return spec.model_copy(update={"data": spec.data.within(source.parent)})
+
+
+def question(table: Table) -> Question:
+    """The question that a table describes, from the command line.
+
+    Raises:
+        SpecError: a field is wrong; one line names the field and the fix.
+    """
+    try:
+        asked = Question.model_validate(table)
+    except ValidationError as error:
+        raise SpecError(explain(error, Question)) from error
+    _check_policy(asked, asked.strategy, "strategy.", "")
+    return asked
+
+
+def _check_policy(parts: Parts, strategy: Strategy, where: str, source: str) -> None:
+    try:
+        parts.policy_of(strategy, Unopened())
+    except ValidationError as error:
+        path = f"{where}policy" if strategy.policy else "policy"
+        said = explain(error, Chat, path)
+        raise SpecError(f"{source}: {said}" if source else said) from error
+
+
+def explain(error: ValidationError, model: type[Config], below: str = "") -> str:
+    """The first fault of a validation error in one line: the field, what is wrong, the fix."""
+    fault = error.errors(include_url=False)[0]
+    path, models = _place(fault["loc"], model)
+    where = ".".join([*([below] if below else []), *path])
+    fields = [name for one in models for name in one.model_fields]
+    return f"{where}: {_said(fault, fields)}" if where else _said(fault, fields)
+
+
+def _place(
+    location: tuple[int | str, ...], model: type[Config]
+) -> tuple[list[str], list[type[Config]]]:
+    """The path of a fault without the tags of unions, and the models it may be about."""
+    path: list[str] = []
+    here = [model]
+    for element in location:
+        if tagged := [one for one in here if _kind(one) == element]:
+            here = tagged
+            continue
+        path.append(str(element))
+        for field in [one.model_fields[element] for one in here if element in one.model_fields]:
+            here = list(_models(field.annotation)) or here
+    return path, here
+
+
+def _kind(model: type[Config]) -> object:
+    kind = model.model_fields.get("kind")
+    return None if kind is None else kind.default
+
+
+def _models(annotation: object) -> Iterator[type[Config]]:
+    if isinstance(annotation, type) and issubclass(annotation, Config):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models(argument)
+
+
+def _said(fault: ErrorDetails, fields: Sequence[str]) -> str:
+    context: Mapping[str, Any] = fault.get("ctx", {})
+    match fault["type"]:
+        case "extra_forbidden":
+            wrong = str(fault["loc"][-1])
+            return f"there is no such field{suggestion(wrong, fields)}"
+        case "union_tag_invalid":
+            kinds = [tag.strip("' ") for tag in str(context["expected_tags"]).split(",")]
+            wrong = str(context["tag"])
+            return f"unknown kind {wrong!r}{suggestion(wrong, kinds)}"
+        case "union_tag_not_found":
+            return "it needs a `kind`"
+        case "missing":
+            return "the field is missing"
+        case "value_error":
+            return str(context["error"])
+        case _:
+            return f"{fault['msg']}, not {fault['input']!r}"
+
+
+def change(table: Table, changes: Sequence[str]) -> None:
+    """Carry out changes of the form `a.b=c` on a table.
+
+    Raises:
+        SpecError: a change is not of this form, or there is no such place.
+    """
+    for one in changes:
+        name, equals, text = one.partition("=")
+        if not equals or not name:
+            raise SpecError(f"--set {one}: not of the form a.b=c")
+        try:
+            value = cast("Json", tomllib.loads(f"value = {text}")["value"])
+        except tomllib.TOMLDecodeError:
+            value = text  # a word needs no quotes
+        *path, last = name.strip().split(".")
+        here: Json = table
+        for step in path:
+            if isinstance(here, dict):
+                here = here.setdefault(step, {})
+            elif isinstance(here, list):
+                here = _entry(here, step, one)
+        if not isinstance(here, dict):
+            raise SpecError(f"--set {one}: there is no table {'.'.join(path)!r} in the spec")
+        here[last] = value
+
+
+def _entry(entries: list[Json], step: str, change: str) -> Json:
+    """An entry of a list by its index or its name."""
+    for i, entry in enumerate(entries):
+        if step == str(i) or (isinstance(entry, dict) and step == entry.get("name")):
+            return entry
+    raise SpecError(f"--set {change}: the list has no entry {step!r}")
