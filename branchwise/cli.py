@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Annotated
 
 import anyio
-from cyclopts import App, Parameter
+from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 from rich.table import Table
 
-from branchwise.core.errors import BranchwiseError, SearchFailed, SpecError
+from branchwise.core.errors import BackendError, BranchwiseError, SearchFailed, SpecError
 from branchwise.core.tree import to_json
 from branchwise.core.types import Json
 
@@ -174,9 +174,9 @@ def _say(line: str) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The `branchwise` command: faults of the input are one line and exit status 2."""
     try:
-        status = app(arguments)
-    except SpecError as error:
-        _say(f"error: {error}")
+        status = app(arguments, exit_on_error=False, print_error=False)
+    except (SpecError, BackendError, CycloptsError) as error:  # no model: a fault of the spec
+        _say(f"error: {' '.join(str(error).split())}")
         status = WRONG_INPUT
     except BranchwiseError as error:
         _say(f"error: {error}")
@@ -185,3 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = FAILED
     sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -240,8 +240,12 @@ def _check_policy(parts: Parts, strategy: Strategy, where: str, source: str) -> 
 
 
 def explain(error: ValidationError, model: type[Config], below: str = "") -> str:
-    """The first fault of a validation error in one line: the field, what is wrong, the fix."""
-    fault = error.errors(include_url=False)[0]
+    """One fault of a validation error in one line: the field, what is wrong, the fix.
+
+    A misspelt field is two faults, one unknown and one missing: the unknown one tells more.
+    """
+    faults = error.errors(include_url=False)
+    fault = next((f for f in faults if f["type"] == "extra_forbidden"), faults[0])
     path, models = _place(fault["loc"], model)
     where = ".".join([*([below] if below else []), *path])
     fields = [name for one in models for name in one.model_fields]
