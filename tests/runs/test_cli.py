@@ -1,0 +1,331 @@
+"""The commands as a user meets them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from branchwise import Journal, from_json
+from branchwise.cli import main
+
+SPEC = """
+name = "sums"
+concurrency = 4
+
+[model]
+kind = "echo:Echo"
+
+[policy]
+sampling = { temperature = 1.0 }
+
+[grader]
+kind = "exact"
+
+[data]
+path = "sums.jsonl"
+
+[[strategies]]
+name = "one"
+search = { kind = "rollout" }
+
+[[strategies]]
+name = "vote of 9"
+search = { kind = "best-of-n", n = 9, pick = { kind = "vote" } }
+
+[[strategies]]
+name = "lines"
+search = { kind = "beam", width = 2, fanout = 2 }
+policy = { stop = ["\\n"] }
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    rows = [{"question": f"What is {i} + {i + 1}?", "answer": str(2 * i + 1)} for i in range(12)]
+    Path("sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Path("spec.toml").write_text(SPEC)
+    return tmp_path
+
+
+def command(capsys, *arguments):
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments)
+    out, err = capsys.readouterr()
+    return exit_.value.code, out, err
+
+
+def test_a_run_leaves_a_table_results_trees_and_a_journal(folder, capsys):
+    status, out, err = command(capsys, "run", "spec.toml")
+    assert (status, err) == (0, "")
+    assert "vote of 9" in out
+    results = [
+        json.loads(line) for line in Path("runs/spec/results.jsonl").read_text().splitlines()
+    ]
+    assert len(results) == 36
+    right = [r for r in results if r["strategy"] == "vote of 9" and r["grade"] == "right"]
+    assert f"{len(right)}/12" in Path("runs/spec/report.md").read_text()
+    for result in results:
+        tree = from_json((Path("runs/spec") / result["tree"]).read_text())
+        assert tree.task.target is None
+        assert any(leaf.state.answer == result["answer"] for leaf in tree.leaves())
+    model = Journal("runs/spec/journal.jsonl")
+    assert model.name == "echo"
+
+
+def test_the_same_command_goes_on_where_the_last_one_stopped(folder, capsys):
+    assert command(capsys, "run", "spec.toml", "--set", "data.limit=5")[0] == 0
+    kept = Path("runs/spec/results.jsonl").read_text()
+    status, out, _ = command(capsys, "run", "spec.toml")
+    assert status == 0
+    assert "15 results are there already" in out
+    assert Path("runs/spec/results.jsonl").read_text().startswith(kept)
+    straight = command(capsys, "run", "spec.toml", "--out", "straight")
+    assert straight[0] == 0
+    for result in Path("straight/trees").rglob("*.json"):
+        twin = Path("runs/spec/trees") / result.relative_to("straight/trees")
+        assert twin.read_bytes() == result.read_bytes()
+    assert Path("straight/report.md").read_text() == Path("runs/spec/report.md").read_text()
+
+
+def test_a_run_is_not_mixed_with_one_of_another_spec(folder, capsys):
+    command(capsys, "run", "spec.toml", "--set", "data.limit=2")
+    status, _, err = command(capsys, "run", "spec.toml", "--set", "seed=1")
+    assert status == 2
+    assert "holds a run of another spec: seed changed (give another directory with --out)" in err
+
+
+def test_an_outage_keeps_what_is_done(folder, capsys):
+    command(capsys, "run", "spec.toml", "--set", "data.limit=2", "--out", "r")
+    Path("r/spec.json").unlink()  # the model changes from `Echo` to a broken one
+    status, _, err = command(capsys, "run", "spec.toml", "--out", "r", "--set", "model.broken=true")
+    assert status == 1
+    assert "error: the run stopped: nothing has grown: the line is dead" in err
+    assert "6 results are kept in r; the same command goes on" in err
+
+
+def test_a_wrong_key_stops_the_run_at_once(folder, capsys):
+    changes = ["--set", "model.broken=true", "--set", "model.fatal=true", "--set", "concurrency=1"]
+    status, _, err = command(capsys, "run", "spec.toml", *changes)
+    assert status == 1
+    assert "error: the run stopped: the line is dead" in err
+
+
+def test_targets_are_shown_only_to_an_oracle(folder, capsys):
+    changes = ["--set", 'verifier.kind="exact"', "--set", "strategies.lines.search.width=1"]
+    status, _, err = command(capsys, "run", "spec.toml", *changes)
+    assert status == 1
+    assert "oracle = true" in err
+    status, out, _ = command(
+        capsys, "run", "spec.toml", *changes, "--set", "oracle=true", "--out", "oracle"
+    )
+    assert status == 0
+    assert "(oracle)" in out
+
+
+BAD = {
+    "modle": (
+        '[model]\nkind = "echo:Echo"',
+        '[modle]\nkind = "hf"',
+        "spec.toml: modle: there is no such field (did you mean 'model'?)",
+    ),
+    "kind": (
+        'kind = "beam"',
+        'kind = "baem"',
+        "spec.toml: strategies.2.search: unknown kind 'baem' (did you mean 'beam'?)",
+    ),
+    "field": (
+        "width = 2",
+        "widht = 2",
+        "spec.toml: strategies.2.search.widht: there is no such field (did you mean 'width'?)",
+    ),
+    "pick": (
+        '{ kind = "vote" }',
+        '{ kind = "vote", wieght = "exp" }',
+        "spec.toml: strategies.1.search.pick.wieght: there is no such field (did you mean 'weight'?)",
+    ),
+    "range": (
+        "n = 9",
+        "n = 0",
+        "spec.toml: strategies.1.search.n: Input should be greater than or equal to 1, not 0",
+    ),
+    "law": (
+        "width = 2",
+        "width = 2, trees = 3",
+        "spec.toml: strategies.2.search: trees = 3 has to divide width = 2",
+    ),
+    "policy": (
+        "temperature = 1.0",
+        "temprature = 1.0",
+        "spec.toml: policy.sampling.temprature: there is no such field (did you mean 'temperature'?)",
+    ),
+    "own policy": (
+        "policy = { stop",
+        "policy = { stopp",
+        "spec.toml: strategies.2.policy.stopp: there is no such field (did you mean 'stop'?)",
+    ),
+    "missing": ('name = "one"\n', "", "spec.toml: strategies.0.name: the field is missing"),
+    "twice": (
+        'name = "one"',
+        'name = "lines"',
+        "spec.toml: strategies: two strategies are called 'lines'; names have to differ",
+    ),
+    "toml": (
+        "concurrency = 4",
+        "concurrency = ",
+        "spec.toml: not a TOML file: Invalid value (at line 3, column 15)",
+    ),
+    "outsider": (
+        "echo:Echo",
+        "echo:Ecco",
+        "spec.toml: model: cannot load 'echo:Ecco': module 'echo' has no attribute 'Ecco'",
+    ),
+    "data": ('"sums.jsonl"', '"summs.jsonl"', "data.path: there is no file summs.jsonl"),
+    "suffix": (
+        '"sums.jsonl"',
+        '"spec.toml"',
+        "data.path: spec.toml ends in '.toml', not .jsonl, .csv or .parquet",
+    ),
+    "prompt": (
+        'path = "sums.jsonl"',
+        'path = "sums.jsonl"\nprompt = "questoin"',
+        "sums.jsonl, line 1: no field 'questoin' for data.prompt (did you mean 'question'?)",
+    ),
+    "hub": (
+        '"sums.jsonl"',
+        '"hf:sums"',
+        "data.path: 'hf:sums' is not of the form hf:OWNER/NAME/FILE",
+    ),
+    "no model": (
+        'kind = "echo:Echo"',
+        'kind = "hf"\nmodel = "qwen2.5-coder-0.5b-instrct"',
+        "did you mean qwen2.5-coder-0.5b-instruct?",
+    ),
+    "endpoint": (
+        'kind = "echo:Echo"',
+        'kind = "openai"\nmodel = "m"\nbase_url = "http://127.0.0.1:9/v1"\nconnect = 1\ndeadline = 1',
+        "http://127.0.0.1:9",
+    ),
+}
+
+
+@pytest.mark.parametrize(("old", "new", "said"), BAD.values(), ids=BAD)
+def test_wrong_input_is_one_line_that_says_how_to_mend_it(folder, capsys, old, new, said):
+    assert old in SPEC
+    Path("spec.toml").write_text(SPEC.replace(old, new, 1))
+    status, _, err = command(capsys, "run", "spec.toml")
+    assert said in err
+    assert err.startswith("error: ")
+    assert len(err.splitlines()) == 1
+    assert status == 2
+
+
+def test_a_broken_line_of_data_is_named_by_its_number(folder, capsys):
+    with Path("sums.jsonl").open("a") as file:
+        file.write('{"question": "what"\n')
+    status, _, err = command(capsys, "run", "spec.toml")
+    assert status == 2
+    assert err.startswith("error: sums.jsonl, line 13: not JSON: ")
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("module", "model", "extra"),
+    [
+        ("openai", 'kind = "openai"\nmodel = "m"', "branchwise[openai]"),
+        ("torch", 'kind = "hf"\nmodel = "smollm2-135m-instruct"', "branchwise[hf]"),
+    ],
+)
+def test_a_missing_extra_comes_with_its_install_line(folder, module, model, extra):
+    Path("spec.toml").write_text(SPEC.replace('kind = "echo:Echo"', model))
+    code = f"import sys; sys.modules[{module!r}] = None; from branchwise.cli import main; main()"
+    ran = subprocess.run(
+        [sys.executable, "-c", code, "run", "spec.toml"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 2
+    assert f"pip install '{extra}'" in ran.stderr
+    assert len(ran.stderr.splitlines()) == 1
+
+
+def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(folder):
+    """The model stops for ever after some answers; the interrupt comes when they are written."""
+    Path("spec.toml").write_text(SPEC.replace("echo:Echo", "echo:Stalling"))
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    job = subprocess.Popen(
+        [sys.executable, "-m", "branchwise.cli", "run", "spec.toml"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    assert "stalled" in job.stdout.readline()
+    job.send_signal(signal.SIGINT)
+    _, err = job.communicate(timeout=20)
+    assert job.returncode == 130
+    kept = len(Path("runs/spec/results.jsonl").read_text().splitlines())
+    assert kept > 0
+    assert f"stopped; {kept} results are kept in runs/spec" in err
+    assert "go on with: branchwise run spec.toml" in err
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("seed", "--set seed: not of the form a.b=c"),
+        ("strategies.nine.horizon=1", "the list has no entry 'nine'"),
+        ("name.first=1", "there is no table 'name' in the spec"),
+    ],
+)
+def test_a_wrong_change_is_refused(folder, capsys, change, said):
+    status, _, err = command(capsys, "run", "spec.toml", "--set", change)
+    assert (status, said in err) == (2, True)
+
+
+def test_a_question_is_solved(folder, capsys):
+    parts = ["--set", 'model.kind="echo:Echo"', "--set", 'verifier.kind="echo:Flat"']
+    status, out, err = command(capsys, "solve", "What is 2 + 3?", "--tree", "t.json", *parts)
+    assert (status, err) == (0, "")
+    tree = from_json(Path("t.json").read_text())
+    votes = Counter(leaf.state.answer for leaf in tree.leaves())
+    ((answer, count),) = votes.most_common(1)
+    assert f"answer: {answer}\n" in out
+    assert f"{answer} ({count})" in out
+
+
+def test_a_question_that_cannot_be_judged_says_why(folder, capsys):
+    status, _, err = command(capsys, "solve", "What is 2 + 3?", "--set", 'model.kind="echo:Echo"')
+    assert status == 1
+    assert "verifier 'likelihood'" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["rnu"], 'Did you mean "run"?'),
+        (["run"], "--spec requires an argument"),
+        (["run", "spec.toml", "--ste", "a=b"], "Did you mean --set?"),
+        (["run", "nope.toml"], "nope.toml: cannot read the spec: No such file or directory"),
+        (["solve", "?", "--search", "baem"], "(did you mean 'beam'?)"),
+    ],
+)
+def test_wrong_arguments_are_one_line(folder, capsys, arguments, said):
+    status, _, err = command(capsys, *arguments)
+    assert status == 2
+    assert said in err
+    assert len(err.splitlines()) == 1
+
+
+def test_models_are_listed(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    status, out, _ = command(capsys, "models")
+    assert status == 0
+    assert "smollm2-135m-instruct" in out
