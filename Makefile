@@ -29,7 +29,7 @@ bench: .venv/for-test
 
 .venv:
 	$(PYTHON) -m venv .venv
-	$(PIP) --upgrade pip
+	$(PIP) pip==26.3
 
 # torch comes first and pinned: a package that asks for any torch brings gigabytes of another build.
 .venv/for-demo: pyproject.toml constraints.txt | .venv
