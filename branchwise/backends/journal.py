@@ -73,10 +73,14 @@ class Journal:
         keys = {seed: f"{question}/{seed}" for seed in request.seeds}
         while missing := [seed for seed, key in keys.items() if key not in self.recorded]:
             ours = [seed for seed in missing if keys[seed] not in self._in_flight]
-            if ours:
-                await self._ask(request, {seed: keys[seed] for seed in ours})
-            else:  # somebody else asks already; where that fails, the loop asks again
+            if not ours:  # somebody else asks already; where that fails, the loop asks again
                 await self._in_flight[keys[missing[0]]].wait()
+                continue
+            try:
+                await self._ask(request, {seed: keys[seed] for seed in ours})
+            except BackendError as error:
+                error.arrived = [self.recorded.get(keys[seed]) for seed in request.seeds]
+                raise
         return [self.recorded[keys[seed]] for seed in request.seeds]
 
     async def _ask(self, request: Request, keys: dict[int, str]) -> None:
@@ -89,14 +93,25 @@ class Journal:
         self._in_flight |= dict.fromkeys(keys.values(), told)
         try:
             steps = await self.backend.complete(dataclasses.replace(request, seeds=tuple(keys)))
-            rows = dict(zip(keys.values(), steps, strict=True))
-            with anyio.CancelScope(shield=True):  # what was paid for is kept, come what may
-                await to_thread.run_sync(self._write, rows)
-            self.recorded |= rows
+            await self._record(keys, steps)
+        except BackendError as error:
+            await self._record(keys, error.arrived)
+            raise
         finally:
             for key in keys.values():
                 del self._in_flight[key]
             told.set()
+
+    async def _record(self, keys: dict[int, str], steps: Sequence[Step | None]) -> None:
+        """What was paid for is kept, come what may."""
+        rows = {
+            key: step
+            for key, step in zip(keys.values(), steps, strict=bool(steps))
+            if step is not None
+        }
+        with anyio.CancelScope(shield=True):
+            await to_thread.run_sync(self._write, rows)
+        self.recorded |= rows
 
     def _question(self, request: Request) -> str:
         asked = _request.dump_python(request, mode="json", exclude={"seeds", "said"})

@@ -12,8 +12,14 @@ BranchwiseError
 Anything else that escapes is a bug.
 """
 
+from __future__ import annotations
+
 import difflib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from branchwise.core.types import Step
 
 
 def suggestion(wrong: str, known: Sequence[str]) -> str:
@@ -66,14 +72,23 @@ class BackendError(BranchError):
         fatal: whether no later call can succeed either (a wrong key, a spent quota, an unknown
             model), so that the search must end instead of failing branch by branch.
         status: the HTTP status where a server gave one.
+        arrived: the samples that did arrive, one place for each seed of the request, None where
+            there is none: they are paid for, so a journal keeps them and a search uses them.
     """
 
     def __init__(
-        self, message: str, *, hint: str = "", fatal: bool = False, status: int | None = None
+        self,
+        message: str,
+        *,
+        hint: str = "",
+        fatal: bool = False,
+        status: int | None = None,
+        arrived: Sequence[Step | None] = (),
     ) -> None:
         super().__init__(message, hint=hint)
         self.fatal = fatal
         self.status = status
+        self.arrived = arrived
 
 
 class WorldError(BranchError):

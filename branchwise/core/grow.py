@@ -102,22 +102,23 @@ class Grow:
     async def _family(self, order: _Order) -> tuple[list[Node], BackendError | None]:
         """One parent's new children; a fatal error is handed over, so that siblings arrive."""
         parent, indices, path = order.parent, order.indices, order.parent.path
+        failure: BackendError | None = None
         try:
             steps = await self._propose(order, seeds_of(self.seed, path, indices))
         except BackendError as error:
-            children = [Node(parent.task, parent.state, parent, i) for i in indices]
-            for child in children:
-                child.failed(str(error))
-            parent.adopt(children)
-            return children, error if error.fatal else None
+            failure = error
+            steps = error.arrived or [None] * len(indices)
+        said = [step for step in steps if step is not None]
         cut = len(path) + 1 >= self.horizon
-        if self.environment.instant or len(steps) == 1:
-            states = [await self._step(parent.state, step, cut=cut) for step in steps]
+        if self.environment.instant or len(said) == 1:
+            states = [await self._step(parent.state, step, cut=cut) for step in said]
         else:
-            states = await gather(lambda step: self._step(parent.state, step, cut=cut), steps)
+            states = await gather(lambda step: self._step(parent.state, step, cut=cut), said)
         children: list[Node] = []
-        for i, step, state in zip(indices, steps, states, strict=False):
-            lost = isinstance(state, WorldError)
+        arrived = iter(states)
+        for i, step in zip(indices, steps, strict=False):
+            state = next(arrived) if step is not None else failure
+            lost = not isinstance(state, State)
             child = Node(parent.task, parent.state if lost else state, parent, i, step)
             if lost:
                 child.failed(str(state))
@@ -127,9 +128,9 @@ class Grow:
         if children:
             parent.adopt(children)
             await self._judge([child for child in children if child.failure is None])
-        return children, None
+        return children, failure if failure is not None and failure.fatal else None
 
-    async def _propose(self, order: _Order, seeds: list[int]) -> Sequence[Step]:
+    async def _propose(self, order: _Order, seeds: list[int]) -> Sequence[Step | None]:
         try:
             steps = await self.policies[order.by].propose(order.parent, seeds)
         except BackendError:

@@ -273,7 +273,8 @@ class Backend(Protocol):
         """One step for each seed of the request, in order.
 
         Raises:
-            BackendError: the call failed after its retries.
+            BackendError: the call failed after its retries, for some or all seeds; `arrived` holds
+                the samples of the others.
         """
         ...
 

@@ -224,3 +224,41 @@ async def test_losers_of_an_early_winner_are_still_paid_for(tmp_path):
         await found.wait()
         group.cancel_scope.cancel()
     assert len(Journal(tmp_path / "j").recorded) >= 4
+
+
+class Half:
+    """Fails for odd seeds, as a server that goes down between the samples of a request."""
+
+    name = "half"
+    asked = 0
+
+    async def complete(self, request):
+        self.asked += len(request.seeds)
+        arrived = [None if seed % 2 else Step(f"{seed}") for seed in request.seeds]
+        if None in arrived:
+            raise BackendError("went down", arrived=arrived)
+        return arrived
+
+
+async def test_samples_that_arrived_before_a_failure_are_kept(tmp_path):
+    model = Half()
+    journal = Journal(tmp_path / "j", model)
+    with pytest.raises(BackendError) as failed:
+        await journal.complete(Request(prompt="?", seeds=(1, 2, 4)))
+    assert [step and step.text for step in failed.value.arrived] == [None, "2", "4"]
+    with pytest.raises(BackendError) as failed:
+        await journal.complete(Request(prompt="?", seeds=(4, 3)))
+    assert [step and step.text for step in failed.value.arrived] == ["4", None]
+    assert model.asked == 4
+    replayed = await Journal(tmp_path / "j").complete(Request(prompt="?", seeds=(4, 2)))
+    assert [step.text for step in replayed] == ["4", "2"]
+
+
+async def test_a_search_uses_the_samples_that_arrived(tmp_path):
+    answer = await solve(
+        "?", policy=Chat(backend=Half()), controller=BestOfN(n=8), environment=Writing()
+    )
+    failures = [child.failure for child in answer.root.children]
+    assert len(failures) == 8
+    assert set(failures) == {None, "went down"}
+    assert int(answer.text) % 2 == 0

@@ -1,0 +1,114 @@
+"""A chat model as a policy: how a node becomes messages, and the reply the next step."""
+
+import re
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import Field, SkipValidation
+
+from branchwise.core.config import Config, Sampling
+from branchwise.core.node import Node
+from branchwise.core.types import Backend, Message, Request, Step, Task, Usage
+
+_PLACEHOLDER = re.compile(r"\{(\w+)\}")
+
+
+class Shot(Config):
+    """A worked example: a question and the reply that the model should have given.
+
+    Args:
+        prompt: the question; it goes through the template as the task's does.
+        reply: the model's reply.
+    """
+
+    prompt: str
+    reply: str
+
+
+class Chat(Config):
+    r"""Asks a chat model to go on from a node.
+
+    The system's text, the worked examples and the question come first. What was said since then is
+    the beginning of the reply, which the model continues; where the world answered with an
+    observation, what was said before it is a finished turn and the observation a message.
+
+    Args:
+        backend: the model.
+        system: the system's message; none where it is empty.
+        template: the user's message; `{prompt}` and the keys of the task's `meta` in braces are
+            filled in, other braces stay as they are.
+        shots: worked examples, as earlier turns.
+        sampling: how tokens are drawn.
+        max_tokens: the most tokens of one step.
+        stop: strings that end a step, such as a line's end for search over lines.
+        logprobs: whether to ask for the log-probabilities of the tokens.
+
+    Example:
+        >>> from branchwise import Node, Scripted, State, Task
+        >>> chat = Chat(backend=Scripted(lambda request, seed: "4"), template="{prompt} Be brief.")
+        >>> chat.request(Node(Task("2 + 2?"), State()), seeds=[1]).messages[0].content
+        '2 + 2? Be brief.'
+    """
+
+    backend: SkipValidation[Backend] = Field(exclude=True, repr=False)
+    kind: Literal["chat"] = "chat"
+    system: str = ""
+    template: str = "{prompt}"
+    shots: tuple[Shot, ...] = ()
+    sampling: Sampling = Sampling()
+    max_tokens: int = Field(default=512, ge=1)
+    stop: tuple[str, ...] = ()
+    logprobs: bool = True
+
+    def request(self, node: Node, seeds: Sequence[int]) -> Request:
+        """What the model is asked at a node: a pure function of the node and the seeds."""
+        messages = [Message("system", self.system)] if self.system else []
+        for shot in self.shots:
+            messages.append(Message("user", self._filled(Task(shot.prompt))))
+            messages.append(Message("assistant", shot.reply))
+        root, *later = node.lineage
+        question = [self._filled(node.task), root.state.observation]
+        messages.append(Message("user", "\n\n".join(part for part in question if part)))
+        said: list[Step] = []
+        for place in later:
+            if place.step is not None:
+                said.append(place.step)
+            if place.state.observation:
+                messages += _turn(said, place.state.observation)
+                said = []
+        return Request(
+            messages=tuple(messages),
+            said=tuple(said),
+            seeds=tuple(seeds),
+            sampling=self.sampling,
+            stop=self.stop,
+            max_tokens=self.max_tokens,
+            logprobs=self.logprobs,
+        )
+
+    async def propose(self, node: Node, seeds: Sequence[int]) -> Sequence[Step]:
+        """One step for each seed.
+
+        Raises:
+            BackendError: the model's call failed.
+        """
+        return await self.backend.complete(self.request(node, seeds))
+
+    def bound(self, n: int) -> Usage:
+        """The most that `n` samples at one node may cost, without the prompt."""
+        return Usage(calls=1, completion=n * self.max_tokens)
+
+    def _filled(self, task: Task) -> str:
+        """In one pass, so that braces in what is filled in stay as they are."""
+        values = {**task.meta, "prompt": task.prompt}
+        return _PLACEHOLDER.sub(lambda key: str(values.get(key[1], key[0])), self.template)
+
+
+def _turn(said: Sequence[Step], observation: str) -> list[Message]:
+    """The model's finished turn and the world's answer to it, to each of its tool calls."""
+    calls = tuple(call for step in said for call in step.tool_calls)
+    text = "".join(step.text for step in said)
+    turn = [Message("assistant", text, calls)] if text or calls else []
+    if calls:
+        return turn + [Message("tool", observation, tool_call_id=call.id) for call in calls]
+    return [*turn, Message("user", observation)]

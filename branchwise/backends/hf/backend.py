@@ -1,0 +1,115 @@
+"""A local model as a backend: the spec, and what it opens."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from anyio import to_thread
+from pydantic import Field
+
+from branchwise.backends.batcher import Batcher
+from branchwise.backends.fetch import EXTRA
+from branchwise.core.config import Config
+from branchwise.core.errors import BranchwiseError, SpecError
+from branchwise.core.types import Backend, Request, Step
+
+if TYPE_CHECKING:
+    from branchwise.backends.hf.server import Server
+
+
+class HF(Config):
+    """A model on this machine, run by transformers and decoded many rows at a time.
+
+    Requests that meet form a batch: each seed of each is a row; contexts that rows share are read
+    once. A batch runs to its end before the next one begins. The same seed gives the same tokens
+    alone and in company, up to rounding: exactly in practice with float32, not with bfloat16.
+
+    Args:
+        model: a name of the catalogue (`branchwise models`), a hub's `owner/model`, a folder, or a
+            `.gguf` file.
+        dtype: of weights and computation; `auto` takes bfloat16 where the device is fast at it.
+        device: `cpu`, `cuda`, ...; `auto` takes the GPU where there is one.
+        max_rows: the most samples that are decoded together.
+        threads: of the processor; None for one per core.
+
+    Example:
+        >>> HF(model="smollm2-135m-instruct").max_rows
+        64
+    """
+
+    kind: Literal["hf"] = "hf"
+    model: str
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    device: str = "auto"
+    max_rows: int = Field(default=64, ge=1)
+    threads: int | None = Field(default=None, ge=1)
+
+    @asynccontextmanager
+    async def open(self) -> AsyncGenerator[Backend]:
+        """Load the model, fetching it at first use.
+
+        Raises:
+            SpecError: no such model, no such device, or the extra is not installed.
+            BackendError: the model cannot be fetched.
+        """
+        server = await to_thread.run_sync(self._load, abandon_on_cancel=True)
+        async with Batcher(server.run) as batcher:
+            yield Local(server.name, batcher)
+
+    def _load(self) -> Server:
+        try:
+            # Here, for torch and transformers take seconds to import and come with an extra.
+            from branchwise.backends.hf.server import load  # noqa: PLC0415
+        except ImportError as error:
+            raise SpecError("the local engine needs an extra", hint=EXTRA) from error
+        return load(self)
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """A request on its way to the model.
+
+    Args:
+        request: what is asked.
+        gone: whether its caller has left.
+    """
+
+    request: Request
+    gone: bool = False
+
+
+class Local:
+    """The backend that `HF` opens.
+
+    Args:
+        name: the model, its revision and its dtype.
+        batcher: what calls join.
+    """
+
+    def __init__(self, name: str, batcher: Batcher[Call, Sequence[Step] | BranchwiseError]) -> None:
+        self._name = name
+        self._batcher = batcher
+
+    @property
+    def name(self) -> str:
+        """The model, its revision and its dtype."""
+        return self._name
+
+    async def complete(self, request: Request) -> Sequence[Step]:
+        """One sample for each seed, decoded together with whatever else is asked meanwhile.
+
+        Raises:
+            SpecError: the model or this engine cannot do what is asked.
+            BackendError: the request does not fit the model, or the model failed.
+        """
+        call = Call(request)
+        try:
+            outcome = await self._batcher.submit(call)
+        finally:
+            call.gone = True  # the engine drops its rows, should it still be at them
+        if isinstance(outcome, BranchwiseError):
+            raise outcome
+        return outcome

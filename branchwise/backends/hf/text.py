@@ -1,0 +1,186 @@
+"""Between text and tokens: what a request means in tokens, and what tokens say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import cast
+
+from transformers import PreTrainedTokenizerBase
+
+from branchwise.core.errors import BackendError, SpecError
+from branchwise.core.types import Json, Message, Request, Tool
+
+_TAIL = 8  # tokens before a sample that decide how its first characters are written
+
+
+class Text:
+    """Reads requests with a model's tokenizer.
+
+    Args:
+        tokenizer: the model's.
+        ends: the tokens that end an answer.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, ends: frozenset[int]) -> None:
+        self._tokenizer = tokenizer
+        self._ends = ends
+
+    def context(self, request: Request) -> tuple[int, ...]:
+        """The tokens that a request's samples continue.
+
+        Raises:
+            SpecError: the model has no chat template, or the template cannot say what is asked.
+        """
+        if request.schema is not None:
+            raise SpecError(
+                "the local engine cannot follow a schema", hint="a server can: backend kind openai"
+            )
+        if request.tools and not request.messages:
+            raise SpecError("tools need messages", hint="a plain prompt describes them itself")
+        tokens = [*self._asked(request), *self._said(request)]
+        if not tokens:
+            raise BackendError("the prompt is empty", hint="the model needs a token to begin with")
+        return tuple(tokens)
+
+    def _asked(self, request: Request) -> Sequence[int]:
+        if request.tokens is not None:
+            return request.tokens
+        if request.prompt is not None:
+            return self._encode(request.prompt, special=True)
+        return self._encode(self._rendered(request.messages, request.tools), special=False)
+
+    def _said(self, request: Request) -> list[int]:
+        """The answer so far: tokens where the steps carry them, else their text in one piece."""
+        tokens: list[int] = []
+        text = ""
+        for step in request.said:
+            if step.tokens:
+                tokens += self._encode(text, special=False)
+                text = ""
+                # A step that ended the answer is continued as if it had not.
+                ended = step.finish == "end" and step.tokens[-1] in self._ends
+                tokens += step.tokens[:-1] if ended else step.tokens
+            else:
+                text += step.text
+        return tokens + self._encode(text, special=False)
+
+    def _encode(self, text: str, *, special: bool) -> list[int]:
+        if not text:
+            return []
+        return self._tokenizer.encode(text, add_special_tokens=special)
+
+    def _rendered(self, messages: Sequence[Message], tools: Sequence[Tool]) -> str:
+        if not self._tokenizer.chat_template:
+            raise SpecError("the model has no chat template", hint="ask with a prompt instead")
+        chat = [_plain(message) for message in messages]
+        offered = [_offered(tool) for tool in tools]
+        text = self._render(chat, offered)
+        if offered and text == self._render(chat, []):
+            raise SpecError(
+                "the model's chat template knows no tools", hint="describe them in the prompt"
+            )
+        return text
+
+    def _render(self, chat: Sequence[Json], tools: Sequence[Json]) -> str:
+        try:
+            return cast(
+                "str",
+                self._tokenizer.apply_chat_template(
+                    chat,  # pyright: ignore[reportArgumentType]  (dictionaries, as it wants them)
+                    tools=tools or None,  # pyright: ignore[reportArgumentType]  (so here)
+                    add_generation_prompt=True,
+                    tokenize=False,
+                ),
+            )
+        except Exception as error:
+            # Templates are programs of the model's makers; many raise where roles do not alternate.
+            raise BackendError(f"the model's chat template refuses: {error}") from error
+
+
+class Written:
+    """The text of a sample as its tokens come, whole characters only.
+
+    A token may hold a part of a character. Such a part is held back until the rest is there; so
+    the texts of the steps of an answer join to its text, wherever they were cut.
+
+    Args:
+        tokenizer: the model's.
+        context: the tokens before the sample.
+        stops: the strings that end it.
+        ends: the tokens that end an answer; they are not written.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        context: Sequence[int],
+        stops: Sequence[str],
+        ends: frozenset[int],
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._stops = stops
+        self._ends = ends
+        self._window = list(context[-_TAIL:])
+        self._shown = len(self._decode(self._window).rstrip("�"))
+        self._longest = max(map(len, stops), default=0)
+        self.text = ""
+
+    def add(self, tokens: Sequence[int]) -> bool:
+        """Write tokens down; whether a stop string is complete."""
+        before = len(self.text)
+        self._window += [token for token in tokens if token not in self._ends]
+        text = self._decode(self._window)
+        whole = text.rstrip("�")
+        self.text += whole[self._shown :]
+        self._shown = len(whole)
+        if whole == text:
+            # What is before the newest tokens no longer changes how the next ones are written.
+            self._window = self._window[-_TAIL:]
+            self._shown = len(self._decode(self._window))
+        fresh = self.text[max(0, before - self._longest + 1) :]
+        return any(stop in fresh for stop in self._stops)
+
+    def _decode(self, tokens: Sequence[int]) -> str:
+        return cast(
+            "str",
+            self._tokenizer.decode(
+                list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False
+            ),
+        )
+
+
+def _plain(message: Message) -> dict[str, Json]:
+    """A message as chat templates want it."""
+    plain: dict[str, Json] = {"role": message.role, "content": message.content}
+    if message.tool_calls:
+        plain["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": _parsed(call.arguments)},
+            }
+            for call in message.tool_calls
+        ]
+    if message.tool_call_id is not None:
+        plain["tool_call_id"] = message.tool_call_id
+    return plain
+
+
+def _parsed(arguments: str) -> Json:
+    """Templates write JSON themselves; arguments that are none stay the text that they are."""
+    try:
+        return cast("Json", json.loads(arguments))
+    except ValueError:
+        return arguments
+
+
+def _offered(tool: Tool) -> dict[str, Json]:
+    return {
+        "type": "function",
+        "function": {
+            "name": tool.name,
+            "description": tool.description,
+            "parameters": dict(tool.parameters),
+        },
+    }

@@ -1,0 +1,78 @@
+"""From the scores of the steps to one score of the path."""
+
+import math
+from collections.abc import Callable, Sequence
+from statistics import fmean
+from typing import Literal
+
+from branchwise.core.config import Config
+from branchwise.core.errors import VerifierError
+from branchwise.core.node import Node
+
+How = Literal["min", "prod", "last", "mean", "max", "sum"]
+
+_WAYS: dict[How, Callable[[Sequence[float]], float]] = {
+    "min": min,
+    "prod": math.prod,
+    "last": lambda scores: scores[-1],
+    "mean": fmean,
+    "max": max,
+    "sum": math.fsum,
+}
+
+
+class Aggregate(Config):
+    """A score of a node from the scores that one verifier gave along the way to it.
+
+    Process reward models judge steps; a search ranks paths. `min` is Math-Shepherd's choice (Wang
+    et al. 2024), `prod` that of Lightman et al. 2024, `last` that of Snell et al. 2024. On [0, 1],
+    prod ≤ min ≤ mean ≤ max, and all but `last` forget the order of the steps.
+
+    Args:
+        of: the name of the verifier.
+        how: how its scores become one.
+
+    Example:
+        >>> from branchwise import Node, State, Step, Task, Verdict
+        >>> node = Node(Task("?"), State())
+        >>> for score in (0.9, 0.5):
+        ...     node = Node(node.task, State(), node, 0, Step("..."))
+        ...     node.judged(("prm",), (Verdict(score),))
+        >>> Aggregate(of="prm", how="prod")(node)
+        0.45
+    """
+
+    of: str
+    how: How = "min"
+
+    def __call__(self, node: Node) -> float:
+        """The score of the path to the node; nodes that were not judged, as the root, are left out.
+
+        Raises:
+            VerifierError: nothing on the path was judged by this verifier.
+        """
+        verdicts = (above.verdicts.get(self.of) for above in node.lineage)
+        scores = [verdict.score for verdict in verdicts if verdict is not None]
+        if not scores:
+            known = ", ".join(node.verdicts) or "none"
+            raise VerifierError(
+                f"no score of {self.of!r} on the path", hint=f"judges here: {known}"
+            )
+        return _WAYS[self.how](scores)
+
+
+def rescore(root: Node, rank: Callable[[Node], float]) -> None:
+    """Write every `Node.score` of a grown tree anew, from the verdicts it keeps: no model is asked.
+
+    The root, which nobody judges, and the branches that failed keep their scores.
+
+    Args:
+        root: the tree; its scores change in place.
+        rank: an `Aggregate`, or any function of a node.
+
+    Raises:
+        VerifierError: a node was never judged.
+    """
+    for node in root.walk():
+        if node.parent is not None and node.failure is None:
+            node.score = rank(node)

@@ -1,0 +1,56 @@
+"""How probable the model itself finds what it said."""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+from branchwise.core.config import Config
+from branchwise.core.errors import VerifierError
+from branchwise.core.node import Node
+from branchwise.core.types import Verdict
+
+
+class Likelihood(Config):
+    r"""The log-probability of all steps from the root to the node, over their length to a power.
+
+        s(y) = Σ_t log p(y_t | x, y_<t) / |y|^α,  |y| in tokens
+
+    α = 0 is the sum, which favours short texts; α = 1 the mean of each token, the convention of
+    `length_penalty` in the beam search of transformers. Wu et al. 2016, §7, divide by
+    ((5 + |y|) / 6)^α instead.
+
+    Args:
+        alpha: α, the length penalty's power.
+
+    Example:
+        >>> from branchwise import Node, State, Step, Task, run_sync
+        >>> root = Node(Task("?"), State())
+        >>> node = Node(root.task, State(), root, 0, Step("a b", tokens=(1, 2), logprob=-3.0))
+        >>> run_sync(Likelihood().score, [node])[0].score
+        -1.5
+    """
+
+    kind: Literal["likelihood"] = "likelihood"
+    alpha: float = 1.0
+
+    async def score(self, nodes: Sequence[Node]) -> Sequence[Verdict | VerifierError]:
+        """One verdict for each node; an error where a step's log-probability is not known."""
+        return [self._judge(node) for node in nodes]
+
+    def _judge(self, node: Node) -> Verdict | VerifierError:
+        total, length = 0.0, 0
+        for number, step in enumerate(node.steps, start=1):
+            if step.logprob is None or not math.isfinite(step.logprob):
+                return VerifierError(
+                    f"step {number} has the log-probability {step.logprob}",
+                    hint="ask for `logprobs` in the policy, of a backend that gives them",
+                )
+            tokens = len(step.tokens) or len(step.logprobs)
+            if step.text and not tokens and self.alpha:
+                return VerifierError(
+                    f"step {number} does not say how many tokens it has",
+                    hint="use alpha = 0, or a backend that gives tokens or their logprobs",
+                )
+            total += step.logprob
+            length += tokens
+        return Verdict(total / max(length, 1) ** self.alpha)

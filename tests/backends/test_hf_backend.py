@@ -1,0 +1,388 @@
+import os
+import re
+import threading
+from contextlib import asynccontextmanager
+
+import anyio
+import pytest
+from anyio import from_thread
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: E402  (as below)
+
+from branchwise.backends.hf import HF, engine  # noqa: E402  (after the check that torch is there)
+from branchwise.backends.hf.engine import Engine  # noqa: E402
+from branchwise.backends.hf.text import Written  # noqa: E402
+from branchwise.core.aio import gather  # noqa: E402
+from branchwise.core.config import Sampling  # noqa: E402
+from branchwise.core.errors import BackendError, SpecError  # noqa: E402
+from branchwise.core.types import Backend, Message, Request, Step, Tool  # noqa: E402
+
+pytestmark = pytest.mark.anyio
+
+GREEDY = Sampling(temperature=0)
+TEXT = "the cat sat on the mat, the dog saw the cat. 2 + 2 = 4! héllo wörld 漢字 🦊🦊"
+PROMPTS = ("the cat", "2 + 2 = ", "the dog saw the mat, the cat sat", "h", TEXT)
+TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Small tensors, busy machines: threads that wait for each other would cost seconds."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def tiny_tokenizer():
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<|end|>"], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator([TEXT.encode("ascii", "ignore").decode()], trainer)
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|end|>", chat_template=TEMPLATE
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(request, tmp_path_factory):
+    """A model of random weights, sharp enough that rounding never decides."""
+    architecture = getattr(request, "param", "qwen2")
+    path = tmp_path_factory.mktemp(architecture)
+    tokenizer = tiny_tokenizer()
+    kind = {"qwen2": transformers.Qwen2Config, "llama": transformers.LlamaConfig}[architecture]
+    heads = {"qwen2": (4, 2), "llama": (6, 2)}[architecture]
+    config = kind(
+        vocab_size=len(tokenizer),
+        hidden_size=16 * heads[0],
+        intermediate_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=heads[0],
+        num_key_value_heads=heads[1],
+        max_position_embeddings=256,
+        initializer_range=0.3,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.eos_token_id,
+    )
+    torch.manual_seed(0)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def peer(folder):
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return model.eval()
+
+
+@pytest.fixture
+def spec(folder):
+    return HF(model=folder, dtype="float32", device="cpu")
+
+
+def encode(folder, text):
+    return tuple(transformers.AutoTokenizer.from_pretrained(folder).encode(text))
+
+
+@pytest.mark.parametrize("folder", ["qwen2", "llama"], indirect=True)
+async def test_greedy_samples_are_those_of_transformers(spec, folder, peer):
+    requests = [Request(prompt=p, sampling=GREEDY, max_tokens=30) for p in PROMPTS]
+    async with spec.open() as backend:
+        assert isinstance(backend, Backend)
+        answers = await gather(backend.complete, requests)
+    for prompt, (step,) in zip(PROMPTS, answers, strict=True):
+        context = torch.tensor([encode(folder, prompt)])
+        with torch.inference_mode():
+            expected = peer.generate(
+                context,
+                attention_mask=torch.ones_like(context),
+                do_sample=False,
+                max_new_tokens=30,
+            )
+        assert list(step.tokens) == expected[0, context.shape[1] :].tolist()
+        assert step.finish == ("end" if step.tokens[-1] == peer.config.eos_token_id else "length")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "error"), [("float32", (1e-4, 1e-5)), ("bfloat16", (2, 0.1))], ids=("fp32", "bf16")
+)
+async def test_log_probabilities_are_those_of_a_plain_forward_pass(
+    spec, folder, peer, dtype, error
+):
+    drawn = Sampling(temperature=0.7, top_p=0.9)
+    request = Request(prompt="the cat", seeds=tuple(range(5)), sampling=drawn, max_tokens=60)
+    async with spec.model_copy(update={"dtype": dtype}).open() as backend:
+        steps = await backend.complete(request)
+    context = encode(folder, "the cat")
+    errors = []
+    for step in steps:
+        with torch.inference_mode():
+            logits = peer(torch.tensor([context + step.tokens])).logits[0, len(context) - 1 : -1]
+        expected = logits.log_softmax(-1).gather(-1, torch.tensor(step.tokens)[:, None])[:, 0]
+        errors.append((torch.tensor(step.logprobs) - expected).abs())
+        assert step.logprob == pytest.approx(sum(step.logprobs))
+    assert torch.cat(errors).max() < error[0]
+    assert torch.cat(errors).mean() < error[1]
+
+
+async def test_a_seed_draws_the_same_alone_and_in_company(spec, monkeypatch):
+    monkeypatch.setattr(engine, "_PASS", 40)  # several passes to read the prompts
+    requests = [
+        Request(prompt=p, seeds=(i, 99), sampling=Sampling(temperature=t), max_tokens=5 + 9 * i)
+        for i, (p, t) in enumerate(zip(PROMPTS, (1, 0.5, 0, 1.2, 0.9), strict=True))
+    ]
+    seen = []
+    for max_rows in (64, 3):
+        async with spec.model_copy(update={"max_rows": max_rows}).open() as backend:
+            seen.append([await backend.complete(request) for request in requests])
+            seen.append(await gather(backend.complete, requests))
+    tokens = [[[step.tokens for step in steps] for steps in answers] for answers in seen]
+    assert tokens[0] == tokens[1] == tokens[2] == tokens[3]
+    assert len({step.tokens for steps in seen[0] for step in steps}) >= 8
+
+
+async def test_shared_prompts_are_read_once(spec, folder):
+    request = Request(prompt=TEXT, seeds=(1, 2, 3), max_tokens=3)
+    async with spec.open() as backend:
+        first, second = await gather(backend.complete, [request, request])
+    length = len(encode(folder, TEXT))
+    usage = [(s.usage.calls, s.usage.prompt, s.usage.cached) for s in (*first, *second)]
+    assert sorted(usage) == [(0, 0, 0)] * 4 + [(1, 0, length), (1, length, 0)]
+    assert all(s.usage.completion == len(s.tokens) for s in first)
+    assert all(s.usage.seconds > 0 for s in first)
+
+
+async def test_a_stop_string_ends_a_sample_at_the_end_of_its_token(spec, folder):
+    request = Request(prompt="the dog", sampling=GREEDY, max_tokens=40)
+    async with spec.open() as backend:
+        (whole,) = await backend.complete(request)
+        stop = re.findall("[!-~]{2}", whole.text)[1]
+        (step,) = await backend.complete(
+            Request(prompt="the dog", sampling=GREEDY, max_tokens=40, stop=("never", stop))
+        )
+    assert step.finish == "stop"
+    assert step.tokens == whole.tokens[: len(step.tokens)]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    assert stop in step.text
+    assert stop not in tokenizer.decode(step.tokens[:-1])
+    assert step.text == tokenizer.decode(step.tokens)
+
+
+async def test_a_continued_answer_is_the_uninterrupted_one(spec, folder):
+    request = Request(prompt="the cat", sampling=GREEDY, max_tokens=24)
+    async with spec.open() as backend:
+        (whole,) = await backend.complete(request)
+        said, read = (), []
+        for length in (1, 5, 2, 16):
+            (step,) = await backend.complete(
+                Request(prompt="the cat", said=said, sampling=GREEDY, max_tokens=length)
+            )
+            said = (*said, step)
+            read.append((step.usage.prompt, step.usage.cached))
+    async with spec.open() as backend:
+        again = Request(prompt="the cat", said=said[:-1], sampling=GREEDY, max_tokens=16)
+        (last,) = await backend.complete(again)
+    start = len(encode(folder, "the cat"))
+    assert read == [(0, start), (0, start + 1), (0, start + 6), (0, start + 8)]
+    assert (last.usage.prompt, last.usage.cached) == (start + 8, 0)
+    assert last.tokens == said[-1].tokens
+    assert sum((step.tokens for step in said), ()) == whole.tokens
+    assert "".join(step.text for step in said) == whole.text
+    assert sum((step.logprobs for step in said), ()) == pytest.approx(whole.logprobs, abs=1e-4)
+
+
+async def test_what_was_said_without_tokens_is_read_as_text(spec, folder):
+    said = (Step("at on"), Step(" the mat"))
+    async with spec.open() as backend:
+        (a,) = await backend.complete(Request(prompt="the cat s", said=said, sampling=GREEDY))
+        tokens = encode(folder, "the cat s") + encode(folder, "at on the mat")
+        (b,) = await backend.complete(Request(tokens=tokens, sampling=GREEDY))
+    assert a.tokens == b.tokens
+
+
+async def test_messages_go_through_the_chat_template(spec, folder):
+    chat = (Message("system", "be brief"), Message("user", "2 + 2"))
+    async with spec.open() as backend:
+        (a,) = await backend.complete(Request(messages=chat, sampling=GREEDY))
+        rendered = "<system>be brief\n<user>2 + 2\n<assistant>"
+        (b,) = await backend.complete(Request(prompt=rendered, sampling=GREEDY))
+    assert a.tokens == b.tokens
+
+
+@pytest.mark.parametrize(
+    ("request_", "error", "words"),
+    [
+        (Request(prompt="a", schema={}), SpecError, "cannot follow a schema"),
+        (Request(prompt=""), BackendError, "the prompt is empty"),
+        (Request(prompt="a b " * 200), BackendError, "leaves no room to answer"),
+        (Request(prompt="a", max_tokens=0), BackendError, "leaves no room to answer"),
+        (
+            Request(messages=(Message("user", "a"),), tools=(Tool("f", "does f", {}),)),
+            SpecError,
+            "template knows no tools",
+        ),
+    ],
+)
+async def test_what_cannot_be_served_is_the_error_of_its_caller_only(spec, request_, error, words):
+    answers = []
+
+    async def good():
+        answers.extend(await backend.complete(Request(prompt="a", max_tokens=2)))
+
+    async with spec.open() as backend, anyio.create_task_group() as group:
+        group.start_soon(good)
+        with pytest.raises(error, match=words):
+            await backend.complete(request_)
+    assert len(answers) == 1
+
+
+async def test_an_answer_ends_where_the_model_has_no_more_room(spec, folder):
+    prompt = "zq" * 120
+    async with spec.open() as backend:
+        (step,) = await backend.complete(Request(prompt=prompt, seeds=(4,), max_tokens=9999))
+    assert len(step.tokens) <= 256 - len(encode(folder, prompt))
+
+
+@asynccontextmanager
+async def stepped(monkeypatch, pause_at):
+    """Count the engine's steps and hold it at one of them until told to go on."""
+    steps, paused, go = [], anyio.Event(), threading.Event()
+    step = Engine._step
+
+    def counted(engine, live):
+        steps.append(len(live))
+        if len(steps) == pause_at:
+            from_thread.run_sync(paused.set)
+            assert go.wait(10)
+        step(engine, live)
+
+    monkeypatch.setattr(Engine, "_step", counted)
+    try:
+        yield steps, paused, go
+    finally:
+        go.set()
+
+
+async def test_rows_of_a_cancelled_caller_are_dropped_at_the_next_step(spec, monkeypatch):
+    kept = []
+
+    async def keep():
+        kept.extend(await backend.complete(Request(prompt="the cat", max_tokens=12, seeds=(1,))))
+
+    async with (
+        stepped(monkeypatch, 3) as (steps, paused, go),
+        spec.open() as backend,
+        anyio.create_task_group() as group,
+    ):
+        async with anyio.create_task_group() as short:
+            long = Request(prompt="the dog", max_tokens=200, seeds=(1, 2))
+            short.start_soon(backend.complete, long)
+            group.start_soon(keep)
+            await paused.wait()
+            short.cancel_scope.cancel()
+        go.set()
+    assert steps[:3] == [3, 3, 3]
+    assert set(steps[3:]) == {1}
+    assert len(kept[0].tokens) == len(steps) <= 12
+
+
+async def test_leaving_the_backend_ends_the_batch_of_a_cancelled_caller(spec, monkeypatch):
+    async with stepped(monkeypatch, 2) as (steps, paused, go):
+        with anyio.CancelScope() as scope:
+            async with spec.open() as backend:
+                try:
+                    async with anyio.create_task_group() as group:
+                        request = Request(prompt="the dog", max_tokens=200)
+                        group.start_soon(backend.complete, request)
+                        await paused.wait()
+                        scope.cancel()
+                finally:
+                    go.set()
+    assert len(steps) == 2
+
+
+async def test_the_name_tells_models_and_dtypes_apart(spec, folder):
+    async with spec.open() as backend:
+        name = backend.name
+    async with spec.model_copy(update={"dtype": "bfloat16"}).open() as backend:
+        other = backend.name
+    stem = os.path.basename(folder)  # noqa: PTH119  (no path is touched)
+    assert name.startswith(f"hf/{stem}@")
+    assert name.endswith("/float32")
+    assert other == name.removesuffix("float32") + "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [({"device": "abacus"}, "no device 'abacus'"), ({"model": "{empty}"}, "does not load")],
+)
+async def test_a_spec_that_cannot_be_opened_says_why(spec, tmp_path, change, words):
+    change = {key: value.format(empty=tmp_path) for key, value in change.items()}
+    with pytest.raises(SpecError, match=words):
+        async with spec.model_copy(update=change).open():
+            pass
+
+
+@pytest.mark.parametrize(
+    ("architecture", "why"),
+    [
+        ({"model_type": "mistral", "sliding_window": 8}, "attention with sliding_window"),
+        ({"model_type": "gemma2", "head_dim": 8}, "attention with softcap"),
+        ({"model_type": "bloom"}, "bloom"),
+    ],
+)
+async def test_a_model_that_needs_another_attention_is_refused(spec, tmp_path, architecture, why):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "vocab_size": 300, "n_head": 4}
+    config = transformers.AutoConfig.for_model(**sizes, **architecture)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(SpecError, match=f"cannot run a .*{why}"):
+        async with spec.model_copy(update={"model": str(tmp_path)}).open():
+            pass
+
+
+def test_texts_of_steps_join_wherever_they_are_cut(folder):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokens = encode(folder, TEXT)
+    assert any("�" in tokenizer.decode([token]) for token in tokens)
+    for cut in range(len(tokens)):
+        first = Written(tokenizer, (), (), frozenset())
+        for token in tokens[:cut]:
+            first.add([token])
+        second = Written(tokenizer, tokens[:cut], (), frozenset())
+        second.add(tokens[cut:])
+        assert "�" not in first.text
+        assert first.text + second.text == TEXT
+
+
+def test_a_stop_string_is_seen_across_tokens_and_characters(folder):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    written = Written(tokenizer, (), ("字 🦊",), frozenset())
+    stopped = [written.add([token]) for token in encode(folder, TEXT)]
+    assert written.text == TEXT
+    assert tokenizer.decode(encode(folder, TEXT)[: stopped.index(True) + 1]).endswith("字 🦊")
+
+
+@pytest.mark.real
+async def test_a_real_model_answers():
+    async with HF(model="smollm2-135m-instruct").open() as backend:
+        request = Request(
+            messages=(Message("user", "What is the capital of France?"),),
+            seeds=tuple(range(8)),
+            sampling=Sampling(temperature=0.7),
+            max_tokens=24,
+        )
+        steps = await backend.complete(request)
+    assert sum("Paris" in step.text for step in steps) >= 4
