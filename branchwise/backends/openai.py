@@ -98,7 +98,7 @@ class OpenAI(Config):
 
     @asynccontextmanager
     async def open(self) -> AsyncGenerator[OpenAIBackend]:
-        """Connect; see what the server is and, with `auto`, how it continues an answer.
+        """Connect; see what the server is and, with `auto`, how it continues and heeds seeds.
 
         Raises:
             SpecError: the package `openai` is not installed.

@@ -23,6 +23,7 @@ from branchwise.core.types import Backend, Message, Request, Step, Tool  # noqa:
 pytestmark = pytest.mark.anyio
 
 GREEDY = Sampling(temperature=0)
+SHORT = {"sampling": GREEDY, "max_tokens": 12}
 TEXT = "the cat sat on the mat, the dog saw the cat. 2 + 2 = 4! héllo wörld 漢字 🦊🦊"
 PROMPTS = ("the cat", "2 + 2 = ", "the dog saw the mat, the cat sat", "h", TEXT)
 TEMPLATE = (
@@ -206,18 +207,18 @@ async def test_a_continued_answer_is_the_uninterrupted_one(spec, folder):
 async def test_what_was_said_without_tokens_is_read_as_text(spec, folder):
     said = (Step("at on"), Step(" the mat"))
     async with spec.open() as backend:
-        (a,) = await backend.complete(Request(prompt="the cat s", said=said, sampling=GREEDY))
+        (a,) = await backend.complete(Request(prompt="the cat s", said=said, **SHORT))
         tokens = encode(folder, "the cat s") + encode(folder, "at on the mat")
-        (b,) = await backend.complete(Request(tokens=tokens, sampling=GREEDY))
+        (b,) = await backend.complete(Request(tokens=tokens, **SHORT))
     assert a.tokens == b.tokens
 
 
 async def test_messages_go_through_the_chat_template(spec, folder):
     chat = (Message("system", "be brief"), Message("user", "2 + 2"))
     async with spec.open() as backend:
-        (a,) = await backend.complete(Request(messages=chat, sampling=GREEDY))
+        (a,) = await backend.complete(Request(messages=chat, **SHORT))
         rendered = "<system>be brief\n<user>2 + 2\n<assistant>"
-        (b,) = await backend.complete(Request(prompt=rendered, sampling=GREEDY))
+        (b,) = await backend.complete(Request(prompt=rendered, **SHORT))
     assert a.tokens == b.tokens
 
 
@@ -282,8 +283,8 @@ async def test_rows_of_a_cancelled_caller_are_dropped_at_the_next_step(spec, mon
         kept.extend(await backend.complete(Request(prompt="the cat", max_tokens=12, seeds=(1,))))
 
     async with (
-        stepped(monkeypatch, 3) as (steps, paused, go),
         spec.open() as backend,
+        stepped(monkeypatch, 3) as (steps, paused, go),
         anyio.create_task_group() as group,
     ):
         async with anyio.create_task_group() as short:
@@ -299,17 +300,15 @@ async def test_rows_of_a_cancelled_caller_are_dropped_at_the_next_step(spec, mon
 
 
 async def test_leaving_the_backend_ends_the_batch_of_a_cancelled_caller(spec, monkeypatch):
-    async with stepped(monkeypatch, 2) as (steps, paused, go):
-        with anyio.CancelScope() as scope:
-            async with spec.open() as backend:
-                try:
-                    async with anyio.create_task_group() as group:
-                        request = Request(prompt="the dog", max_tokens=200)
-                        group.start_soon(backend.complete, request)
-                        await paused.wait()
-                        scope.cancel()
-                finally:
-                    go.set()
+    with anyio.CancelScope() as scope:
+        async with (
+            spec.open() as backend,
+            stepped(monkeypatch, 2) as (steps, paused, _),
+            anyio.create_task_group() as group,
+        ):
+            group.start_soon(backend.complete, Request(prompt="the dog", max_tokens=200))
+            await paused.wait()
+            scope.cancel()
     assert len(steps) == 2
 
 

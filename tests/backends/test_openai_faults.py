@@ -4,8 +4,20 @@ import asyncio
 
 import anyio
 import pytest
-from hostile import Jump, chat, completion, refuse, request, script, serving, spec_of, talking
+from hostile import (
+    GREEDY,
+    Jump,
+    chat,
+    completion,
+    refuse,
+    request,
+    script,
+    serving,
+    spec_of,
+    talking,
+)
 
+from branchwise.backends.journal import Journal
 from branchwise.backends.openai import OpenAI, connected
 from branchwise.core.errors import BackendError
 
@@ -235,6 +247,129 @@ async def test_sparse_replies_are_tolerated(reply):
         (step,) = await backend.complete(request())
     assert (step.text, step.finish, len(server.asked)) == ("", "end", 1)
     assert step.usage.calls == 1
+
+
+# -- what was paid for is kept where one of several calls fails
+
+
+def by_seed(failures):
+    """One sample a call, named after its seed; some seeds fail."""
+
+    async def answer(asked):
+        seed = asked.body["seed"]
+        await (failures[seed](asked) if seed in failures else asked.chat(f"s{seed}"))
+
+    return answer
+
+
+async def arrived(backend, **fields):
+    with pytest.raises(BackendError) as caught:
+        await backend.complete(request(**{"seeds": (1, 2, 3, 4, 5), **fields}))
+    return caught.value, [step and step.text for step in caught.value.arrived]
+
+
+@pytest.mark.parametrize("sampling", [{}, {"sampling": GREEDY}])
+@pytest.mark.parametrize("status", [400, 500])
+async def test_one_seed_fails_and_the_others_arrive(status, sampling):
+    """Whether the calls are one for each seed from the start, or top up what is missing."""
+    failing_seed = by_seed({3: refuse(status)})
+    async with talking(failing_seed, deadline=60) as (server, backend):
+        error, texts = await arrived(backend, **sampling)
+    assert (error.status, error.fatal) == (status, False)
+    assert texts == ["s1", "s2", None, "s4", "s5"]
+    seeds = [body["seed"] for body in server.bodies]
+    assert [seeds.count(seed) for seed in (1, 2, 4, 5)] == [1, 1, 1, 1]
+    assert seeds.count(3) == 1 if status == 400 else seeds.count(3) > 3
+
+
+async def test_a_call_that_brings_some_is_kept_where_the_rest_fails():
+    async def two_at_once(asked):
+        if asked.body["seed"] == 1:
+            await asked.chat("a", "b", usage=(10, 2))
+        else:
+            await asked.refuse(400)
+
+    async with talking(two_at_once) as (_, backend):
+        error, texts = await arrived(backend)
+    assert texts == ["a", "b", None, None, None]
+    assert (error.arrived[0].usage.calls, error.arrived[0].usage.prompt) == (1, 10)
+
+
+async def test_the_error_names_the_first_failure():
+    late = asyncio.Event()
+
+    async def second(asked):
+        await late.wait()
+        await asked.refuse(400, "second")
+
+    async def first(asked):
+        await asked.refuse(422, "first")
+        late.set()
+
+    async with talking(by_seed({2: second, 5: first})) as (_, backend):
+        error, texts = await arrived(backend, sampling=GREEDY)
+    assert "first" in error.message
+    assert texts == ["s1", None, "s3", "s4", None]
+
+
+async def test_where_all_calls_fail_nothing_has_arrived():
+    async with talking(refuse(400)) as (server, backend):
+        _, texts = await arrived(backend, sampling=GREEDY)
+    assert texts == [None] * 5
+    assert len(server.asked) == 5
+
+
+async def test_nothing_is_sent_after_a_fatal_failure():
+    spent = refuse(429, code="insufficient_quota")
+    async with talking(by_seed({2: spent}), connections=1) as (server, backend):
+        error, texts = await arrived(backend, sampling=GREEDY)
+    assert error.fatal
+    assert texts == ["s1", None, None, None, None]
+    assert [body["seed"] for body in server.bodies] == [1, 2]
+
+
+async def test_calls_under_way_are_answered_after_a_fatal_failure():
+    """It is also the one that is raised, though another failed before."""
+    others, refused = asyncio.Event(), asyncio.Event()
+
+    async def fatal(asked):
+        await others.wait()
+        await asked.refuse(401, "bad key")
+        refused.set()
+
+    async def failed_before(asked):
+        await asked.refuse(400)
+        others.set()
+
+    async def slow(asked):
+        await refused.wait()
+        for _ in range(100):  # turns of the loop, in which the client reads the refusal
+            await asyncio.sleep(0)
+        await asked.chat("slow")
+
+    async def busy(asked):
+        await refused.wait()
+        await asked.refuse(503)
+
+    answers = by_seed({1: slow, 2: fatal, 4: failed_before, 5: busy})
+    async with talking(answers) as (server, backend):
+        error, texts = await arrived(backend, sampling=GREEDY)
+    assert (error.status, error.fatal) == (401, True)
+    assert texts == ["slow", None, "s3", None, None]
+    assert len(server.asked) == 5
+
+
+async def test_a_journal_asks_again_only_for_what_is_missing(tmp_path):
+    broken = {4: refuse(400)}
+    async with talking(by_seed(broken)) as (server, backend):
+        journal = Journal(tmp_path / "journal.jsonl", backend)
+        _, texts = await arrived(journal, sampling=GREEDY)
+        assert texts == ["s1", "s2", "s3", None, "s5"]
+        before = len(server.asked)
+        broken.clear()
+        steps = await journal.complete(request(seeds=(1, 2, 3, 4, 5), sampling=GREEDY))
+    assert [step.text for step in steps] == ["s1", "s2", "s3", "s4", "s5"]
+    assert [body["seed"] for body in server.bodies[before:]] == [4]
 
 
 # -- several endpoints

@@ -1,13 +1,16 @@
 """Many callers at once: slots, rate limits, circuits, and what is left after a cancellation."""
 
 import asyncio
+import itertools
 
 import anyio
 import pytest
 from hostile import Jump, chat, request, script, serving, spec_of, swift, talking
 
 from branchwise.backends.openai import connected
-from branchwise.backends.remote.retry import Clock
+from branchwise.backends.remote.endpoints import Endpoint, Endpoints
+from branchwise.backends.remote.limiter import Limiter
+from branchwise.backends.remote.retry import Clock, Deadline
 
 pytestmark = pytest.mark.asyncio
 
@@ -129,6 +132,18 @@ async def test_the_limit_falls_under_refusals_and_recovers():
         await crowd(backend, 40, each=10)
         assert limit(backend) > 16
     assert server.peak <= 40
+
+
+@pytest.mark.parametrize("rests_until", range(8))
+async def test_a_rest_that_ends_between_two_readings_of_the_clock_is_over(rests_until):
+    """Nobody may queue for an endpoint where nobody is at work to call."""
+    readings = itertools.count()
+    clock = Clock(lambda: float(next(readings)), lambda _: asyncio.sleep(0), jitter=lambda: 0.0)
+    endpoint = Endpoint(None, Limiter(1))
+    endpoint.rests_until = rests_until
+    with anyio.fail_after(1):
+        async with Endpoints([endpoint], clock).slot(Deadline(clock, 1000)) as lease:
+            assert lease.endpoint is endpoint
 
 
 async def test_a_dead_endpoint_gets_no_load_and_comes_back():

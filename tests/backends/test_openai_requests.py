@@ -1,7 +1,18 @@
 """What is sent, what comes back, and what servers do differently."""
 
 import pytest
-from hostile import GREEDY, HELLO, chat, completion, request, script, serving, spec_of, talking
+from hostile import (
+    GREEDY,
+    HELLO,
+    chat,
+    completion,
+    refuse,
+    request,
+    script,
+    serving,
+    spec_of,
+    talking,
+)
 
 from branchwise.backends.openai import connected
 from branchwise.backends.remote.call import Template
@@ -396,3 +407,72 @@ async def test_the_key_reaches_the_server(monkeypatch):
     async with talking(chat("a")) as (server, backend):
         await backend.complete(request())
     assert server.asked[0].headers["authorization"] == "bearer from-env"
+
+
+# -- whether seeds are heeded
+
+
+def dice(draw):
+    """A server that continues answers; what it says to anything else is drawn."""
+
+    async def answer(asked):
+        if asked.body["messages"][-1]["role"] == "assistant":
+            await continuing(asked)
+        else:
+            await draw(asked)
+
+    return answer
+
+
+async def told_of_seeds(draw, **fields):
+    async with talking(dice(draw), **{"continuation": "auto", **fields}) as (server, backend):
+        assert backend.continuation == "continue_final_message"
+        await backend.complete(request())
+        return [note for note in backend.notes if "seed" in note], len(server.asked)
+
+
+@pytest.mark.parametrize("continuation", ["auto", "continue_final_message"])
+async def test_a_server_that_ignores_seeds_is_told_of_once(continuation):
+    texts = map(str, range(100))
+    notes, _ = await told_of_seeds(lambda asked: asked.chat(next(texts)), continuation=continuation)
+    assert notes == ["the server ignores seeds: equal calls differ; a journal still replays"]
+
+
+async def test_a_server_that_heeds_seeds_is_not_told_of():
+    notes, asked = await told_of_seeds(lambda asked: asked.chat(f"s{asked.body['seed']}"))
+    assert notes == []
+    assert asked == 2 + 2 + 1  # how it continues, whether it heeds seeds, and the request
+
+
+async def test_a_server_that_refuses_seeds_is_told_of_for_that_alone():
+    texts = map(str, range(100))
+
+    async def no_seeds(asked):
+        if "seed" in asked.body:
+            await asked.refuse(400, "unknown field", param="seed")
+        else:
+            await (continuing if len(asked.body["messages"]) > 2 else one)(asked)
+
+    async def one(asked):
+        await asked.chat(next(texts))
+
+    async with talking(no_seeds, continuation="auto") as (_, backend):
+        pass
+    assert backend.notes == ["the server refuses `seed`: it is left out"]
+
+
+@pytest.mark.parametrize("status", [400, 413, 500])
+@pytest.mark.parametrize("both", [True, False])
+async def test_a_server_that_fails_the_question_opens_all_the_same(status, both):
+    answers = script(*[refuse(status)] * (40 if both else 1), chat("a"))
+    async with talking(dice(answers), continuation="auto", deadline=5) as (_, backend):
+        assert backend.continuation == "continue_final_message"
+    assert backend.notes == []
+
+
+async def test_a_key_that_is_spent_at_the_question_ends_the_opening():
+    async with serving(dice(refuse(429, code="insufficient_quota"))) as server:
+        with pytest.raises(BackendError, match="429") as caught:
+            async with connected(spec_of(server, continuation="auto")):
+                pass
+    assert caught.value.fatal

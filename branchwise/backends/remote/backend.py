@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING
 
 from branchwise.backends.remote.call import Caller, Continuation, Template
@@ -14,6 +13,8 @@ from branchwise.backends.remote.endpoints import Endpoint, Endpoints, Lease
 from branchwise.backends.remote.faults import Fault, malformed
 from branchwise.backends.remote.reply import MalformedReply, Reply, parse
 from branchwise.backends.remote.retry import Clock, Deadline, pause
+from branchwise.backends.remote.samples import Samples
+from branchwise.backends.remote.seeds import heeded
 from branchwise.backends.remote.steps import read
 from branchwise.core.aio import gather
 from branchwise.core.errors import BackendError
@@ -62,13 +63,13 @@ class OpenAIBackend:
         server derives the others.
 
         Raises:
-            BackendError: the call failed after its retries.
+            BackendError: a call failed after its retries; `arrived` holds what others brought.
             SpecError: the request asks for what no server can do.
         """
-        return await self._samples(self._caller, request)
+        return await self._ask(self._caller, request)
 
     async def meet(self) -> None:
-        """See who is there, and how answers are continued."""
+        """See who is there, how answers are continued, and whether seeds are heeded."""
         endpoints = self._endpoints.all
         owners = await gather(self._owner, endpoints)
         gone = [endpoint.last for endpoint in endpoints if endpoint.last is not None]
@@ -85,11 +86,11 @@ class OpenAIBackend:
             self._spec.template or Template(),
         )
         if mode == "auto":
-            caller = await find(self._samples, caller, self._spec.template)
+            caller = await find(self._ask, caller, self._spec.template)
             if caller.continuation == "prompt":
                 self._note("the server cannot continue an answer: the model is asked to go on")
         elif mode == "continue_final_message":
-            found = await continuing(self._samples, caller)
+            found = await continuing(self._ask, caller)
             if found is None:
                 raise BackendError(
                     f"{endpoints[0].client.url} does not continue a final message",
@@ -97,6 +98,10 @@ class OpenAIBackend:
                     fatal=True,
                 )
             caller = found
+        probed = mode in {"auto", "continue_final_message"}
+        # Who was told that the server refuses seeds knows that already.
+        if probed and caller.dialect.takes("seed") and not await heeded(self._ask, caller):
+            self._note("the server ignores seeds: equal calls differ; a journal still replays")
         self._caller = caller
 
     def _note(self, finding: str) -> None:
@@ -115,27 +120,39 @@ class OpenAIBackend:
                 endpoint.last = fault.error
             return ""
 
-    async def _samples(
-        self, caller: Caller, request: Request, seeds: tuple[int, ...] = ()
-    ) -> list[Step]:
-        """One step for each of the seeds; of all seeds of the request by default."""
-        seeds = seeds or request.seeds
+    async def _ask(self, caller: Caller, request: Request) -> list[Step]:
+        """One step for each seed of the request."""
+        samples = Samples(len(request.seeds))
+        await self._fill(samples, caller, request, range(len(request.seeds)))
+        return samples.all()
+
+    async def _fill(
+        self, samples: Samples, caller: Caller, request: Request, places: range
+    ) -> None:
+        """Ask for the samples of these places; a call that fails ends no other one."""
         most = caller.dialect.at_once(request)
-        if len(seeds) > most:
-            calls = [seeds[i : i + most] for i in range(0, len(seeds), most)]
-            parts = await gather(partial(self._samples, caller, request), calls)
-            return [step for part in parts for step in part]
-        steps = await self._call(caller, request, seeds)
-        if len(steps) > len(seeds):
+        if len(places) > most:
+            calls = [places[i : i + most] for i in range(0, len(places), most)]
+            await gather(lambda part: self._fill(samples, caller, request, part), calls)
+            return
+        seeds = request.seeds[places.start : places.stop]
+        try:
+            steps = await self._call(samples, caller, request, seeds)
+        except BackendError as error:
+            samples.failed(error)
+            return
+        samples.put(places.start, steps[: len(places)])
+        if len(steps) > len(places):
             self._note("the server gives more samples than asked for: the rest is dropped")
-        if len(steps) < len(seeds):
+        if len(steps) < len(places):
             if (finding := caller.dialect.gives(len(steps))) is not None:
                 self._note(finding)
             # Where the next call begins is the same as if all had been known from the start.
-            steps += await self._samples(caller, request, seeds[len(steps) :])
-        return steps[: len(seeds)]
+            await self._fill(samples, caller, request, places[len(steps) :])
 
-    async def _call(self, caller: Caller, request: Request, seeds: tuple[int, ...]) -> list[Step]:
+    async def _call(
+        self, samples: Samples, caller: Caller, request: Request, seeds: tuple[int, ...]
+    ) -> list[Step]:
         """One call with its retries: what a server gives for these seeds."""
         deadline = Deadline(self._clock, self._spec.deadline)
         tries = malformed_tries = 0
@@ -144,6 +161,8 @@ class OpenAIBackend:
             call = caller.write(request, seeds[: caller.dialect.at_once(request)])
             sent = caller.dialect.spoken(call.body)
             async with self._endpoints.slot(deadline, avoid=last) as lease:
+                if samples.fatal is not None:  # a call that was sent before may still be answered
+                    raise samples.fatal
                 outcome = await self._try(lease, call.path, sent, deadline)
             if not isinstance(outcome, Fault):
                 reply, seconds = outcome
@@ -163,7 +182,8 @@ class OpenAIBackend:
             tries += 1
             malformed_tries += outcome.kind == "malformed"
             wait = self._wait(last, tries, outcome)
-            if malformed_tries == MALFORMED_TRIES or wait >= deadline.left:
+            over = malformed_tries == MALFORMED_TRIES or wait >= deadline.left
+            if over or samples.fatal is not None:
                 raise outcome.error from outcome
             _log.info("%s: try %d failed: %s", self._spec.model, tries, outcome.error.message)
             if wait:

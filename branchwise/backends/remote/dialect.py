@@ -93,12 +93,14 @@ class Dialect:
             extras["min_p"] = request.sampling.min_p
         return extras
 
+    def takes(self, name: str) -> bool:
+        """Whether the server has not refused the field of this name."""
+        return name not in self._dropped
+
     def spoken(self, body: dict[str, Json]) -> dict[str, Json]:
         """The body without what the server refuses."""
         return {
-            self._renamed.get(key, key): value
-            for key, value in body.items()
-            if key not in self._dropped
+            self._renamed.get(key, key): value for key, value in body.items() if self.takes(key)
         }
 
     def learn(self, body: dict[str, Json], param: str | None, message: str) -> str | None:
@@ -119,7 +121,7 @@ class Dialect:
         for name, value in body.items():
             if name != param and not re.search(_NAMED.format(name), message):
                 continue
-            if name in self._dropped:
+            if not self.takes(name):
                 continue
             if name == "n" and isinstance(value, int) and value > 1:
                 if value > self._most:

@@ -136,11 +136,14 @@ class Endpoints:
 
     async def _lease(self, deadline: Deadline, avoid: Endpoint | None) -> Lease:
         while True:
-            endpoint = None if self._queue else self._best(avoid)
+            # One reading of the clock: an endpoint whose rest ended between two of them would be
+            # waited for in the queue, where nobody is at work to call.
+            now = self._clock.now()
+            endpoint = None if self._queue else self._best(avoid, now)
             if endpoint is not None and deadline.left > 0:
                 return Lease(endpoint)
             first = min(self.all, key=lambda e: e.rests_until)
-            rest = first.rests_until - self._clock.now()
+            rest = first.rests_until - now
             if max(rest, 0.0) >= deadline.left:
                 raise _too_late(first)
             if rest > 0:
@@ -161,14 +164,13 @@ class Endpoints:
             if waiter.lease is not None:
                 return waiter.lease
 
-    def _best(self, avoid: Endpoint | None) -> Endpoint | None:
-        now = self._clock.now()
+    def _best(self, avoid: Endpoint | None, now: float) -> Endpoint | None:
         able = [e for e in self.all if e.rests_until <= now and e.limiter.free]
         return min(able, key=lambda e: (e is avoid, e.limiter.load), default=None)
 
     def _release(self, lease: Lease) -> None:
         lease.endpoint.limiter.release()
-        while self._queue and (endpoint := self._best(None)) is not None:
+        while self._queue and (endpoint := self._best(None, self._clock.now())) is not None:
             waiter = self._queue.popleft()
             waiter.lease = Lease(endpoint)
             waiter.called.set()
