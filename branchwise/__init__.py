@@ -42,6 +42,7 @@ from branchwise.environments.writing import Writing
 from branchwise.search import MCTS, Beam, Best, BestFirst, BestOfN, Rebase, Rollout, Search, Vote
 from branchwise.solve import Answer, Searched, solve
 from branchwise.verifiers.aggregate import Aggregate, rescore
+from branchwise.verifiers.arithmetic import Arithmetic
 from branchwise.verifiers.exact import Exact
 from branchwise.verifiers.function import Function
 from branchwise.verifiers.likelihood import Likelihood
@@ -52,6 +53,7 @@ __all__ = [
     "MCTS",
     "Aggregate",
     "Answer",
+    "Arithmetic",
     "Backend",
     "BackendError",
     "Beam",

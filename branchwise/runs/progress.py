@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from branchwise.core.node import Node
-from branchwise.runs.report import HEADINGS, Row, cells
+from branchwise.runs.report import HEADINGS, Row, cells, footnotes
 from branchwise.runs.store import Result
 
 
@@ -99,9 +100,11 @@ class Progress:
 
 def show(rows: Sequence[Row], title: str, console: Console) -> None:
     """Print the table of a run."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for i, heading in enumerate(HEADINGS):
-        table.add_column(heading, justify="left" if i < 1 else "right")
+        table.add_column(heading, justify="left" if i == 0 else "right")
     for row in rows:
         table.add_row(*cells(row))
     console.print(table)
+    for note in footnotes(rows):
+        console.print(note, style="dim", highlight=False)

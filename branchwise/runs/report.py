@@ -138,40 +138,47 @@ def _gain(ours: dict[str, Result], theirs: dict[str, Result]) -> dict[str, float
 
 HEADINGS = (
     "strategy",
-    "accuracy (95 % interval)",
-    "gain over the first",
+    "right",
+    "95 % interval",
+    "gain",
+    "95 % interval",
     "p",
     "tokens",
     "calls",
-    "model seconds",
+    "s",
 )
 
 
 def cells(row: Row) -> tuple[str, ...]:
     """A row as text, one cell for each of `HEADINGS`."""
-    accuracy = (
-        f"{row.accuracy:.1%} ({row.low:.1%} to {row.high:.1%}), {row.right}/{row.graded}"
-        if row.graded
-        else "-"
-    )
-    if row.ungraded:
-        accuracy += f", {row.ungraded} ungraded"
-    gain = p = ""
+    right = f"{row.accuracy:.1%}" if row.graded else "-"
+    span = f"{100 * row.low:.0f} to {100 * row.high:.0f}" if row.graded else ""
+    gain = gain_span = p = ""
     if row.gain is not None and row.gain_low is not None and row.gain_high is not None:
-        gain = f"{100 * row.gain:+.1f} ({100 * row.gain_low:+.1f} to {100 * row.gain_high:+.1f})"
+        gain = f"{100 * row.gain:+.1f}"
+        gain_span = f"{100 * row.gain_low:+.0f} to {100 * row.gain_high:+.0f}"
         p = "" if row.p is None else f"{row.p:.2g}"
-    return (
-        row.strategy,
-        accuracy,
-        gain,
-        p,
-        f"{row.tokens:,}",
-        f"{row.calls:,}",
-        f"{row.seconds:,.0f}",
-    )
+    spent = (f"{row.tokens:,}", f"{row.calls:,}", f"{row.seconds:,.0f}")
+    return (row.strategy, right, span, gain, gain_span, p, *spent)
+
+
+def footnotes(rows: Sequence[Row]) -> list[str]:
+    """What the columns mean, and what could not be graded."""
+    graded = max((row.graded for row in rows), default=0)
+    notes = [
+        f"{graded} problems; gain over {rows[0].strategy} in points, paired, with McNemar's exact p;",
+        "tokens, calls and the model's seconds as if each strategy had run alone.",
+    ]
+    notes += [
+        f"{row.strategy}: {row.ungraded} could not be graded and do not count."
+        for row in rows
+        if row.ungraded
+    ]
+    return notes
 
 
 def markdown(rows: Sequence[Row]) -> str:
     """The table as Markdown."""
     lines = [HEADINGS, tuple("---" for _ in HEADINGS), *(cells(row) for row in rows)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return f"{table}\n{chr(10).join(footnotes(rows))}\n"

@@ -24,6 +24,7 @@ from branchwise.environments.writing import Writing
 from branchwise.runs.dataset import Data
 from branchwise.search import AnyController
 from branchwise.verifiers.aggregate import Aggregate
+from branchwise.verifiers.arithmetic import Arithmetic
 from branchwise.verifiers.exact import Exact
 from branchwise.verifiers.likelihood import Likelihood
 from branchwise.verifiers.math_equal import MathEqual
@@ -65,7 +66,7 @@ AnyWorld = Annotated[
     Annotated[Writing | Math, Field(discriminator="kind")], WrapValidator(_outsider)
 ]
 AnyVerifier = Annotated[
-    Annotated[Likelihood | MathEqual | Exact, Field(discriminator="kind")],
+    Annotated[Likelihood | Arithmetic | MathEqual | Exact, Field(discriminator="kind")],
     WrapValidator(_outsider),
 ]
 AnySearch = Annotated[AnyController, WrapValidator(_outsider)]

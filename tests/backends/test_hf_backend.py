@@ -229,6 +229,8 @@ async def test_messages_go_through_the_chat_template(spec, folder):
         (Request(prompt=""), BackendError, "the prompt is empty"),
         (Request(prompt="a b " * 200), BackendError, "leaves no room to answer"),
         (Request(prompt="a", max_tokens=0), BackendError, "leaves no room to answer"),
+        (Request(tokens=(5, 9999)), BackendError, "vocabulary has no token 9999"),
+        (Request(tokens=(-1,)), BackendError, "vocabulary has no token -1"),
         (
             Request(messages=(Message("user", "a"),), tools=(Tool("f", "does f", {}),)),
             SpecError,
@@ -254,6 +256,11 @@ async def test_an_answer_ends_where_the_model_has_no_more_room(spec, folder):
     async with spec.open() as backend:
         (step,) = await backend.complete(Request(prompt=prompt, seeds=(4,), max_tokens=9999))
     assert len(step.tokens) <= 256 - len(encode(folder, prompt))
+
+
+async def once_blocked(call):
+    await anyio.wait_all_tasks_blocked()
+    call()
 
 
 @asynccontextmanager
@@ -299,7 +306,83 @@ async def test_rows_of_a_cancelled_caller_are_dropped_at_the_next_step(spec, mon
     assert len(kept[0].tokens) == len(steps) <= 12
 
 
-async def test_leaving_the_backend_ends_the_batch_of_a_cancelled_caller(spec, monkeypatch):
+async def test_a_short_request_joins_a_long_one_and_finishes_first(spec, monkeypatch):
+    long = Request(prompt="the dog", seeds=(1, 2), max_tokens=30)
+    short = Request(prompt="2 + 2 = ", seeds=(3,), max_tokens=4)
+    async with spec.open() as backend:
+        alone = [(r, [s.tokens for s in await backend.complete(r)]) for r in (short, long)]
+    together = []
+
+    async def complete(request):
+        together.append((request, [s.tokens for s in await backend.complete(request)]))
+
+    async with (
+        spec.open() as backend,
+        stepped(monkeypatch, 3) as (steps, paused, go),
+        anyio.create_task_group() as group,
+    ):
+        group.start_soon(complete, long)
+        await paused.wait()
+        group.start_soon(complete, short)
+        await anyio.wait_all_tasks_blocked()
+        go.set()
+    assert together == alone
+    assert steps[:7] == [2, 2, 2, 3, 3, 3, 3]
+    assert len(steps) == max(len(tokens) for tokens in alone[1][1])
+
+
+async def test_rows_beyond_the_limit_wait_for_places_in_their_order(spec, monkeypatch):
+    order = []
+
+    async def complete(seed):
+        request = Request(prompt="the cat" * seed, seeds=(seed,), max_tokens=2)
+        await backend.complete(request)
+        order.append(seed)
+
+    async with (
+        spec.model_copy(update={"max_rows": 2}).open() as backend,
+        stepped(monkeypatch, 1) as (steps, paused, go),
+        anyio.create_task_group() as group,
+    ):
+        for seed in (1, 2, 3, 4, 5):
+            group.start_soon(complete, seed)
+            await anyio.wait_all_tasks_blocked()
+        await paused.wait()
+        go.set()
+    assert order == [1, 2, 3, 4, 5]
+    assert max(steps) == 2
+
+
+async def test_a_step_waits_for_one_pass_of_reading_only(spec, monkeypatch):
+    monkeypatch.setattr(engine, "_PASS", 1)
+    requests = [Request(prompt=p, max_tokens=9, sampling=GREEDY) for p in PROMPTS[:3]]
+    async with spec.open() as backend, stepped(monkeypatch, 0) as (steps, _, _):
+        await gather(backend.complete, requests)
+    assert steps[:3] == [1, 2, 3]
+
+
+async def test_leaving_the_backend_ends_what_is_under_way_within_a_step(spec, monkeypatch):
+    errors = []
+
+    async def complete():
+        try:
+            await backend.complete(Request(prompt="the dog", max_tokens=200))
+        except BackendError as error:
+            errors.append(error.message)
+
+    async with (
+        anyio.create_task_group() as group,
+        stepped(monkeypatch, 2) as (steps, paused, go),
+        spec.open() as backend,
+    ):
+        group.start_soon(complete)
+        await paused.wait()
+        group.start_soon(once_blocked, go.set)
+    assert errors == ["the backend is closed"]
+    assert len(steps) == 2
+
+
+async def test_a_cancelled_scope_around_the_backend_ends_it_within_a_step(spec, monkeypatch):
     with anyio.CancelScope() as scope:
         async with (
             spec.open() as backend,
@@ -310,6 +393,20 @@ async def test_leaving_the_backend_ends_the_batch_of_a_cancelled_caller(spec, mo
             await paused.wait()
             scope.cancel()
     assert len(steps) == 2
+
+
+async def test_a_model_that_fails_fails_who_is_there_and_serves_who_comes(spec, monkeypatch):
+    request = Request(prompt="the cat", **SHORT)
+    async with spec.open() as backend:
+        (expected,) = await backend.complete(request)
+        with monkeypatch.context() as broken:
+            broken.setattr(
+                engine, "sample", lambda logits, *_: (logits[:, 0], logits[:, 0] * torch.nan)
+            )
+            with pytest.raises(BackendError, match="logits are not numbers"):
+                await backend.complete(request)
+        (again,) = await backend.complete(request)
+    assert again.tokens == expected.tokens
 
 
 async def test_the_name_tells_models_and_dtypes_apart(spec, folder):

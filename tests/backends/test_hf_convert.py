@@ -65,7 +65,7 @@ def file(tmp_path):
 def test_a_gguf_file_becomes_a_plain_folder(file, tmp_path, monkeypatch, capfd, dtype):
     monkeypatch.setenv("BRANCHWISE_CACHE", str(tmp_path / "cache"))
     folder = models.folder(str(file), dtype)
-    assert re.search(f"converting to {dtype}, once", capfd.readouterr().err)
+    assert re.fullmatch(rf".*: converting to {dtype}, once .*\n", capfd.readouterr().err)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
     assert model.dtype == getattr(torch, dtype)
     assert not hasattr(model.config, "quantization_config")

@@ -205,7 +205,7 @@ BAD = {
     "no model": (
         'kind = "echo:Echo"',
         'kind = "hf"\nmodel = "qwen2.5-coder-0.5b-instrct"',
-        "did you mean qwen2.5-coder-0.5b-instruct?",
+        "did you mean 'qwen2.5-coder-0.5b-instruct'?",
     ),
     "endpoint": (
         'kind = "echo:Echo"',

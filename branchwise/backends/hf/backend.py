@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from anyio import to_thread
@@ -13,7 +12,7 @@ from pydantic import Field
 from branchwise.backends.batcher import Batcher
 from branchwise.backends.fetch import EXTRA
 from branchwise.core.config import Config
-from branchwise.core.errors import BranchwiseError, SpecError
+from branchwise.core.errors import SpecError
 from branchwise.core.types import Backend, Request, Step
 
 if TYPE_CHECKING:
@@ -23,9 +22,10 @@ if TYPE_CHECKING:
 class HF(Config):
     """A model on this machine, run by transformers and decoded many rows at a time.
 
-    Requests that meet form a batch: each seed of each is a row; contexts that rows share are read
-    once. A batch runs to its end before the next one begins. The same seed gives the same tokens
-    alone and in company, up to rounding: exactly in practice with float32, not with bfloat16.
+    Each seed of a request is a row. Rows join and leave at every step, first come, first served;
+    contexts that rows share are read once; a request is answered as soon as its own rows are done.
+    The same seed gives the same tokens alone and in company, up to rounding: exactly in practice
+    with float32, not with bfloat16.
 
     Args:
         model: a name of the catalogue (`branchwise models`), a hub's `owner/model`, a folder, or a
@@ -68,19 +68,6 @@ class HF(Config):
         return load(self)
 
 
-@dataclass(slots=True, eq=False)
-class Call:
-    """A request on its way to the model.
-
-    Args:
-        request: what is asked.
-        gone: whether its caller has left.
-    """
-
-    request: Request
-    gone: bool = False
-
-
 class Local:
     """The backend that `HF` opens.
 
@@ -89,7 +76,7 @@ class Local:
         batcher: what calls join.
     """
 
-    def __init__(self, name: str, batcher: Batcher[Call, Sequence[Step] | BranchwiseError]) -> None:
+    def __init__(self, name: str, batcher: Batcher[Request, Sequence[Step]]) -> None:
         self._name = name
         self._batcher = batcher
 
@@ -103,13 +90,6 @@ class Local:
 
         Raises:
             SpecError: the model or this engine cannot do what is asked.
-            BackendError: the request does not fit the model, or the model failed.
+            BackendError: the request does not fit the model, the model failed, or was closed.
         """
-        call = Call(request)
-        try:
-            outcome = await self._batcher.submit(call)
-        finally:
-            call.gone = True  # the engine drops its rows, should it still be at them
-        if isinstance(outcome, BranchwiseError):
-            raise outcome
-        return outcome
+        return await self._batcher.submit(request)

@@ -7,12 +7,20 @@ from pathlib import Path
 
 import torch
 import transformers
+from transformers import modeling_gguf_pytorch_utils as gguf_reader
 from transformers.utils import logging as chatter
+
+from branchwise.backends.hf.quiet import without_bars
 
 # Llama.cpp ends a sample at any of these; a GGUF file names only one of its model's.
 _ENDS = ("<|im_end|>", "<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "<end_of_turn>", "</s>")
 
 
+# The reader of GGUF files draws a bar that no switch turns off; this one obeys transformers' own.
+gguf_reader.tqdm = chatter.tqdm  # pyright: ignore[reportPrivateImportUsage]  (so it is)
+
+
+@without_bars()
 def convert(file: Path, folder: Path, dtype: str) -> None:
     """Write a GGUF model as safetensors, with its tokenizer and its chat template.
 

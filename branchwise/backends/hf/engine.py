@@ -19,7 +19,7 @@ from branchwise.core.errors import BackendError
 from branchwise.core.types import Finish
 
 _TILE = 16  # rows of a matrix tile: a step of fewer costs as much
-_PASS = 1024  # tokens of prompts that one pass reads, unless a single prompt is longer
+_PASS = 1024  # tokens of prompts that are read before a step, unless a single prompt is longer
 _ROOM = 1 << 30  # bytes of keys and values that are kept for calls that continue earlier ones
 
 
@@ -47,8 +47,8 @@ class Row:
     seed: int
     sampling: Sampling
     limit: int
-    stops: Callable[[int], bool]
-    gone: Callable[[], bool]
+    stops: Callable[[int], bool] = lambda _: False
+    gone: Callable[[], bool] = lambda: False
     tokens: list[int] = field(default_factory=list[int])
     logprobs: list[float] = field(default_factory=list[float])
     finish: Finish | None = None
@@ -69,15 +69,15 @@ class Row:
 class Engine:
     """A model and the loop that decodes many rows with it.
 
-    All but the last token of each context are read in packed passes, once for rows that share
-    them, and not at all where they are recalled from an earlier call. From there on each pass takes
-    one token of every live row. A row that is done makes place for one that waits; where none does,
-    the pass gets smaller.
+    Before each step rows join. All but the last token of their contexts are read in one packed
+    pass, once for rows that share them, and not at all where they are recalled from earlier rows.
+    The step takes one token of every live row through the model. A row that is done makes place
+    for one that waits; where none does, the step gets smaller.
 
     Args:
         model: with the attention of this package.
         ends: the tokens that end an answer.
-        max_rows: the most rows of one pass.
+        max_rows: the most rows of one step.
     """
 
     def __init__(self, model: PreTrainedModel, ends: frozenset[int], max_rows: int) -> None:
@@ -90,19 +90,22 @@ class Engine:
         tiled = model.dtype == torch.bfloat16 and model.device.type == "cpu"
         self._tile = _TILE if tiled else 1
 
-    def decode(self, rows: Sequence[Row]) -> None:
-        """Draw every row to its end.
+    def decode(self, more: Callable[[], Sequence[Row]]) -> None:
+        """Draw rows until there are none left, first come, first served.
+
+        Args:
+            more: asked before each step and after the last one; the rows that have arrived since.
 
         Raises:
             BackendError: the model's logits are not numbers.
         """
-        together: dict[Tokens, list[Row]] = {}
-        for row in rows:
-            together.setdefault(row.context, []).append(row)
-        waiting = deque(row for group in together.values() for row in group)
+        waiting: deque[Row] = deque()
         live: list[Row] = []
         with torch.inference_mode():
-            while waiting or live:
+            while True:
+                waiting.extend(_together(more()))
+                if not waiting and not live:
+                    return
                 started = time.perf_counter()
                 self._admit(waiting, live)
                 if live:
@@ -113,12 +116,33 @@ class Engine:
                 live = self._compact(live)
 
     def _admit(self, waiting: deque[Row], live: list[Row]) -> None:
-        """Fill the free places, and read what the newcomers continue."""
-        places = min(self._max_rows - len(live), len(waiting))
-        newcomers = [row for row in (waiting.popleft() for _ in range(places)) if not row.gone()]
+        """Fill the free places with as many of those who wait as one pass can read.
+
+        One pass, so that the rows that are live already do not stand still for long.
+        """
+        heads: dict[Tokens, KeysValues] = {}
+        unread: dict[Tokens, None] = {}
+        newcomers: list[Row] = []
+        room = _PASS
+        while waiting and len(live) + len(newcomers) < self._max_rows:
+            row = waiting.popleft()
+            head = row.context[:-1]
+            if row.gone():
+                continue
+            if head not in heads and head not in unread:
+                if recalled := self._recent.get(head):
+                    heads[head] = recalled
+                elif unread and len(head) > room:
+                    waiting.appendleft(row)
+                    break
+                else:
+                    row.read = len(row.context)
+                    unread[head] = None
+                    room -= len(head)
+            newcomers.append(row)
         if not newcomers:
             return
-        heads = self._read(newcomers)
+        heads |= self._read([head for head in unread if head])
         longest = max(len(row.context) for row in newcomers)
         self._slab.reserve(len(live) + len(newcomers), longest)
         for row in newcomers:
@@ -126,33 +150,23 @@ class Engine:
                 self._slab.put(len(live), *heads[head])
             live.append(row)
 
-    def _read(self, rows: Sequence[Row]) -> dict[Tokens, KeysValues]:
-        """Keys and values of all but the last token of each context, read where not recalled."""
-        heads: dict[Tokens, KeysValues] = {}
-        fresh: dict[Tokens, None] = {}
-        for row in rows:
-            head = row.context[:-1]
-            if head in heads or head in fresh:
-                continue
-            if recalled := self._recent.get(head):
-                heads[head] = recalled
-            else:
-                row.read = len(row.context)
-                fresh[head] = None
-        for together in _passes([head for head in fresh if head]):
-            memory = Prompts([len(head) for head in together])
-            tokens = [token for head in together for token in head]
-            positions = [position for head in together for position in range(len(head))]
-            self._model.base_model(
-                input_ids=self._tensor([tokens]),
-                position_ids=self._tensor([positions]),
-                use_cache=False,
-                memory=memory,
-            )
-            for index, head in enumerate(together):
-                heads[head] = memory.read(index)
-                self._recent.put(head, heads[head])
-        return heads
+    def _read(self, heads: Sequence[Tokens]) -> dict[Tokens, KeysValues]:
+        """Keys and values of the beginnings of contexts, which are read in one pass."""
+        if not heads:
+            return {}
+        memory = Prompts([len(head) for head in heads])
+        tokens = [token for head in heads for token in head]
+        positions = [position for head in heads for position in range(len(head))]
+        self._model.base_model(
+            input_ids=self._tensor([tokens]),
+            position_ids=self._tensor([positions]),
+            use_cache=False,
+            memory=memory,
+        )
+        read = {head: memory.read(index) for index, head in enumerate(heads)}
+        for head, keys_values in read.items():
+            self._recent.put(head, keys_values)
+        return read
 
     def _step(self, live: Sequence[Row]) -> None:
         """Take the newest token of each row through the model and draw the next one."""
@@ -206,14 +220,9 @@ def _goes_on(row: Row) -> bool:
     return row.finish is None and not row.gone()
 
 
-def _passes(heads: Sequence[Tokens]) -> list[list[Tokens]]:
-    """Contexts that are read together: as many as a pass holds, or a single longer one."""
-    passes: list[list[Tokens]] = []
-    room = 0
-    for head in heads:
-        if len(head) > room:
-            passes.append([])
-            room = _PASS
-        passes[-1].append(head)
-        room -= len(head)
-    return passes
+def _together(rows: Sequence[Row]) -> list[Row]:
+    """Rows that share a context stand side by side, so that they find places together."""
+    groups: dict[Tokens, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row.context, []).append(row)
+    return [row for group in groups.values() for row in group]

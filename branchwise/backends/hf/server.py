@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from transformers import (
@@ -14,16 +15,20 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging as chatter
 
+from branchwise.backends.batcher import Feed, Ticket
 from branchwise.backends.hf import attention
-from branchwise.backends.hf.backend import HF, Call
+from branchwise.backends.hf.backend import HF
 from branchwise.backends.hf.engine import Engine, Row
 from branchwise.backends.hf.packed import pack
+from branchwise.backends.hf.quiet import without_bars
 from branchwise.backends.hf.text import Text, Written
 from branchwise.backends.models import Dtype, folder, revision
-from branchwise.core.errors import BackendError, BranchwiseError, SpecError
+from branchwise.core.config import Sampling
+from branchwise.core.errors import BackendError, SpecError
 from branchwise.core.types import Request, Step, Usage
+
+_Asked: TypeAlias = Ticket[Request, Sequence[Step]]
 
 
 def load(spec: HF) -> Server:
@@ -38,19 +43,15 @@ def load(spec: HF) -> Server:
     device = _device(spec.device)
     dtype: Dtype = _fast(device) if spec.dtype == "auto" else spec.dtype
     where = folder(spec.model, dtype)
-    bars = chatter.is_progress_bar_enabled()
-    chatter.disable_progress_bar()  # it takes seconds, and ours is not the only output
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(where)
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            where, dtype=getattr(torch, dtype), attn_implementation=attention.NAME
-        )
+        with without_bars():
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(where)
+            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+                where, dtype=getattr(torch, dtype), attn_implementation=attention.NAME
+            )
     except (OSError, ValueError) as error:
         problem = str(error).strip().splitlines()[0]
         raise SpecError(f"model {spec.model!r} does not load: {problem}") from error
-    finally:
-        if bars:
-            chatter.enable_progress_bar()
     # Of a local path only its end: the same weights elsewhere are the same model.
     short = where.name if Path(spec.model).expanduser().exists() else spec.model
     name = f"hf/{short}@{revision(spec.model, where)}/{dtype}"
@@ -58,8 +59,7 @@ def load(spec: HF) -> Server:
     pack(model)
     try:
         server = Server(name, model.eval(), tokenizer, spec.max_rows)
-        # Whether the loop fits the model shows at once, and the first call need not warm up.
-        server.run([Call(Request(tokens=(0, 0, 0), max_tokens=1))])
+        server.warm_up()
     except Exception as error:
         raise SpecError(
             f"the local engine cannot run a {model.config.model_type}: {error}",
@@ -69,7 +69,7 @@ def load(spec: HF) -> Server:
 
 
 class Server:
-    """Serves batches of calls with one model; one batch at a time.
+    """Answers requests with one model, all that are there at once.
 
     Args:
         name: the model, its revision and its dtype.
@@ -88,56 +88,86 @@ class Server:
         self.name = name
         self._tokenizer = tokenizer
         self._ends = _ends(model, tokenizer)
+        config = model.config.get_text_config()
         # None where the positions have no end.
-        room: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        room: int | None = getattr(config, "max_position_embeddings", None)
         self._room = room or sys.maxsize
+        self._vocabulary: int = config.vocab_size
         self._text = Text(tokenizer, self._ends)
         self._engine = Engine(model, self._ends, max_rows)
 
-    def run(self, calls: Sequence[Call]) -> Sequence[Sequence[Step] | BranchwiseError]:
-        """Samples for each call, or the error that is its own.
+    def warm_up(self) -> None:
+        """Draw a token: whether the loop fits the model shows, and the first call is not slow."""
+        row = Row(context=(0, 0, 0), seed=0, sampling=Sampling(), limit=1)
+        arrivals = iter([[row]])
+        self._engine.decode(lambda: next(arrivals, []))
+
+    def run(self, feed: Feed[Request, Sequence[Step]]) -> None:
+        """Answer each request as soon as its samples are drawn, until there is none left.
 
         Raises:
             BackendError: the model failed for all of them.
         """
-        asked = [self._asked(call) for call in calls]
-        drawn = [rows for rows in asked if not isinstance(rows, BranchwiseError)]
-        self._engine.decode([sample.row for rows in drawn for sample in rows])
-        return [
-            rows if isinstance(rows, BranchwiseError) else [sample.step() for sample in rows]
-            for rows in asked
-        ]
+        drawn: dict[_Asked, Sequence[_Sample]] = {}
 
-    def _asked(self, call: Call) -> Sequence[_Sample] | BranchwiseError:
-        request = call.request
-        try:
-            context = self._text.context(request)
-        except BranchwiseError as error:
-            return error
+        def exchange() -> list[Row]:
+            outcomes: list[tuple[_Asked, Sequence[Step] | Exception]] = []
+            for ticket, samples in list(drawn.items()):
+                done = all(sample.row.finish for sample in samples)
+                if done:
+                    outcomes.append((ticket, [sample.step() for sample in samples]))
+                if done or ticket.gone:
+                    del drawn[ticket]
+            arrived: list[_Sample] = []
+            for ticket in feed.take():
+                try:
+                    drawn[ticket] = self._samples(ticket)
+                except Exception as error:  # noqa: BLE001  (raised in its caller; others go on)
+                    outcomes.append((ticket, error))
+                else:
+                    arrived += drawn[ticket]
+            if outcomes:
+                feed.settle(outcomes)
+            return [sample.row for sample in arrived]
+
+        self._engine.decode(exchange)
+
+    def _samples(self, ticket: _Asked) -> list[_Sample]:
+        request = ticket.item
+        context = self._text.context(request)
+        strange = next((t for t in context if not 0 <= t < self._vocabulary), None)
+        if strange is not None:
+            raise BackendError(f"the model's vocabulary has no token {strange}")
         limit = min(request.max_tokens, self._room - len(context))
         if limit <= 0:
-            return BackendError(
+            raise BackendError(
                 f"a prompt of {len(context)} tokens leaves no room to answer",
                 hint=f"the model holds {self._room} tokens in all, max_tokens must be positive",
             )
         return [
-            self._sample(call, context, limit, seed, first=index == 0)
+            self._sample(ticket, context, limit, seed, first=index == 0)
             for index, seed in enumerate(request.seeds)
         ]
 
     def _sample(
-        self, call: Call, context: tuple[int, ...], limit: int, seed: int, *, first: bool
+        self,
+        ticket: _Asked,
+        context: tuple[int, ...],
+        limit: int,
+        seed: int,
+        *,
+        first: bool,
     ) -> _Sample:
-        stop = call.request.stop
+        stop = ticket.item.stop
         written = Written(self._tokenizer, context, stop, self._ends)
         row = Row(
             context=context,
             seed=seed,
-            sampling=call.request.sampling,
+            sampling=ticket.item.sampling,
             limit=limit,
             # Without stop strings the text can wait: to write it once is cheaper than in pieces.
             stops=(lambda token: written.add([token])) if stop else (lambda _: False),
-            gone=lambda: call.gone,
+            gone=lambda: ticket.gone,
         )
         return _Sample(row, written, read_at_end=not stop, first=first)
 

@@ -1,0 +1,105 @@
+"""Whether what a text calculates is right: a pocket calculator as a process verifier."""
+
+from __future__ import annotations
+
+import ast
+import operator
+import re
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from typing import Literal
+
+from branchwise.core.config import Config
+from branchwise.core.node import Node
+from branchwise.core.types import Verdict
+
+_NUMBER = r"[$€£]?\d[\d,]*(?:\.\d+)?%?"
+_OPERATOR = r"[-+*/×÷x]"
+_OPEN, _CLOSE = r"(?:\( ?)*", r"(?: ?\))*"
+_TERM = rf"{_OPEN}-?{_NUMBER}(?: [a-z]+(?: [a-z]+)?)?{_CLOSE}"
+_EQUATION = re.compile(
+    rf"(?<![\w.)%=]) ?(?P<left>{_TERM}(?: ?{_OPERATOR} ?{_TERM}){{1,8}}) ?= ?"
+    r"[$€£]?(?P<right>-?\d[\d,]*(?:\.\d+)?)(?![\d%]| ?[-+*/×÷^] ?\d)",
+    re.IGNORECASE,
+)
+_OPERATORS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+}
+
+
+class Arithmetic(Config):
+    """Minus the number of wrong calculations on the path: 0 where none is wrong.
+
+    It reads calculations such as `12 * 3 - 4 = 32` out of what was said and works them out exactly;
+    a result may be rounded to the decimals that it shows. It needs no target and no model, so a
+    search may use it for process scores (it judges the text so far) and for outcome scores alike.
+    What it cannot read it does not judge. A small model's slips are what it is good for: whether the
+    right things were calculated, it cannot tell.
+
+    Source: the calculator of Cobbe et al. 2021, §4, as a judge instead of a tool.
+
+    Example:
+        >>> from branchwise import Node, State, Step, Task, run_sync
+        >>> wrong = Node(Task("?"), State(), step=Step("They have 3 * 4 = 14 apples."))
+        >>> [verdict] = run_sync(Arithmetic().score, [wrong])
+        >>> verdict.score, verdict.feedback
+        (-1.0, '3 * 4 is 12, not 14.')
+    """
+
+    kind: Literal["arithmetic"] = "arithmetic"
+
+    async def score(self, nodes: Sequence[Node]) -> Sequence[Verdict]:
+        """One verdict for each node."""
+        return [_judge(node.text) for node in nodes]
+
+
+def _judge(text: str) -> Verdict:
+    checked, wrong = 0, list[str]()
+    for line in text.splitlines():
+        for equation in _EQUATION.finditer(line[:_LONGEST]):
+            left, said = _plain(equation["left"]), equation["right"].replace(",", "")
+            value = _value(left)
+            if value is None:
+                continue
+            checked += 1
+            decimals = len(said.partition(".")[2])
+            if abs(value - Fraction(said)) > Fraction(1, 2 * 10**decimals) * (decimals > 0):
+                wrong.append(f"{' '.join(left.split())} is {_shown(value)}, not {said}.")
+    return Verdict(-float(len(wrong)), "\n".join(wrong), f"{checked} checked")
+
+
+_LONGEST = 500
+"""Characters of a line that are read: a calculation is short, and matching is not linear."""
+
+
+def _plain(left: str) -> str:
+    """An expression of digits, operators and brackets; units and signs of currencies fall away."""
+    left = re.sub(r"(?<=[\d)%]) ?[x×] ?(?=[\d($-])", " * ", left).replace("÷", "/")
+    left = re.sub(r"(\d+(?:\.\d+)?)%", r"(\1/100)", left.replace(",", ""))
+    return re.sub(r"[^-+*/().\d ]", "", left)
+
+
+def _value(expression: str) -> Fraction | None:
+    try:
+        return _worked_out(ast.parse(expression.strip(), mode="eval").body)
+    except (SyntaxError, ZeroDivisionError, ValueError):
+        return None
+
+
+def _worked_out(tree: ast.expr) -> Fraction:
+    match tree:
+        case ast.Constant(value=int() | float() as value):
+            return Fraction(str(value))
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            return -_worked_out(operand)
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
+            return _OPERATORS[type(op)](_worked_out(left), _worked_out(right))
+        case _:
+            raise ValueError(ast.dump(tree))
+
+
+def _shown(value: Fraction) -> str:
+    return str(value) if value.denominator == 1 else f"{float(value):.4g}"
