@@ -86,7 +86,7 @@ class Strategy(Config):
         horizon: the most steps of an answer.
     """
 
-    name: str = Field(min_length=1, pattern=r"^[\w.+ -]+$")
+    name: str = Field(min_length=1, pattern=r"^[\w.,+ -]+$")
     search: AnySearch
     policy: Table = Field(default_factory=dict)
     verifier: AnyVerifier | None = None

@@ -36,8 +36,8 @@ class Arithmetic(Config):
     It reads calculations such as `12 * 3 - 4 = 32` out of what was said and works them out exactly;
     a result may be rounded to the decimals that it shows. It needs no target and no model, so a
     search may use it for process scores (it judges the text so far) and for outcome scores alike.
-    What it cannot read it does not judge. A small model's slips are what it is good for: whether the
-    right things were calculated, it cannot tell.
+    What it cannot read it does not judge, and whether the right things were calculated it cannot
+    tell: it is good for a small model's slips.
 
     Source: the calculator of Cobbe et al. 2021, §4, as a judge instead of a tool.
 

@@ -2,6 +2,7 @@ import ast
 import json
 import operator
 import re
+import tomllib
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
@@ -56,8 +57,8 @@ def test_every_problem_is_there_once_with_all_its_fields():
 
 
 def test_the_prompt_for_them_is_a_chat_policy():
-    fields = json.loads((FILE.parent / "word_problems_chat.json").read_text(encoding="utf-8"))
-    chat = Chat(backend=Scripted(lambda request, seed: ""), **fields)
+    spec = tomllib.loads((FILE.parent / "word_problems.toml").read_text(encoding="utf-8"))
+    chat = Chat(backend=Scripted(lambda request, seed: ""), **spec["policy"])
     *shots, question = chat.request(Node(Task("2 + 2?"), State()), [0]).messages
     assert "2 + 2?" in question.content
     for shot in shots:

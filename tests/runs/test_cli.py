@@ -70,7 +70,9 @@ def test_a_run_leaves_a_table_results_trees_and_a_journal(folder, capsys):
     ]
     assert len(results) == 36
     right = [r for r in results if r["strategy"] == "vote of 9" and r["grade"] == "right"]
-    assert f"{len(right)}/12" in Path("runs/spec/report.md").read_text()
+    report = Path("runs/spec/report.md").read_text()
+    assert f"| vote of 9 | {len(right) / 12:.1%} |" in report
+    assert "12 problems; gain over one in points" in report
     for result in results:
         tree = from_json((Path("runs/spec") / result["tree"]).read_text())
         assert tree.task.target is None

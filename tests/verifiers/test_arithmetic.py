@@ -53,10 +53,7 @@ def test_calculations_are_read_as_people_write_them(line):
     assert (verdict.score, verdict.detail) == (0.0, "1 checked")
 
 
-SILENT = ["There are 12 apples.", "x = 4", "12 = 12", "5 / 0 = 0", "on 3/4 = 2", "", "9 - 4 - = 3"]
-
-
-@pytest.mark.parametrize("line", SILENT[:4])
+@pytest.mark.parametrize("line", ["There are 12 apples.", "x = 4", "12 = 12", "5 / 0 = 0", ""])
 def test_what_it_cannot_read_it_does_not_judge(line):
     verdict = judged(line)
     assert (verdict.score, verdict.detail) == (0.0, "0 checked")
