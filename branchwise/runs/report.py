@@ -166,7 +166,7 @@ def footnotes(rows: Sequence[Row]) -> list[str]:
     """What the columns mean, and what could not be graded."""
     graded = max((row.graded for row in rows), default=0)
     notes = [
-        f"{graded} problems; gain over {rows[0].strategy} in points, paired, with McNemar's exact p;",
+        f"{graded} problems; gain over {rows[0].strategy} in points, paired; p: McNemar, exact;",
         "tokens, calls and the model's seconds as if each strategy had run alone.",
     ]
     notes += [

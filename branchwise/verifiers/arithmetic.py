@@ -59,7 +59,7 @@ class Arithmetic(Config):
 def _judge(text: str) -> Verdict:
     checked, wrong = 0, list[str]()
     for line in text.splitlines():
-        for equation in _EQUATION.finditer(line[:_LONGEST]):
+        for equation in _EQUATION.finditer(_without_latex(line[:_LONGEST])):
             left, said = _plain(equation["left"]), equation["right"].replace(",", "")
             value = _value(left)
             if value is None:
@@ -73,6 +73,28 @@ def _judge(text: str) -> Verdict:
 
 _LONGEST = 500
 """Characters of a line that are read: a calculation is short, and matching is not linear."""
+
+
+_LATEX = tuple(
+    (re.compile(pattern), plain)
+    for pattern, plain in (
+        (r"\\(?:text|mathrm|textbf)\{([^{}]*)\}", r"\1"),
+        (r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}", r"(\1) / (\2)"),
+        (r"\\(?:times|cdot)(?![a-z])", "*"),
+        (r"\\div(?![a-z])", "/"),
+        (r"\\boxed\{([^{}]*)\}", r"\1"),
+        (r"\\([$%])", r"\1"),
+        (r"\\[()\[\],;:! ]", " "),
+        (r" {2,}", " "),
+    )
+)
+
+
+def _without_latex(line: str) -> str:
+    if "\\" in line:
+        for pattern, plain in _LATEX:
+            line = pattern.sub(plain, line)
+    return line
 
 
 def _plain(left: str) -> str:

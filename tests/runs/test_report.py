@@ -37,8 +37,8 @@ def test_mcnemar_s_p_is_the_binomial_tail(won, lost):
 
 
 def test_a_gain_is_paired_and_leaves_out_what_is_ungraded():
-    base = "right wrong wrong wrong right ungraded".split()
-    ours = "right right right wrong wrong right".split()
+    base = ["right", "wrong", "wrong", "wrong", "right", "ungraded"]
+    ours = ["right", "right", "right", "wrong", "wrong", "right"]
     rows = table(
         ["a", "b"],
         [result("a", i, grade) for i, grade in enumerate(base)]

@@ -44,6 +44,10 @@ RIGHT = [
     "20% * 50 = 10",
     "1,200 - 1,000 = 200",
     "4 - 11 = -7",
+    r"\[ 14 \times 6 = 84 \text{ pencils} \]",
+    r"\( \frac{84}{6} = 14 \)",
+    r"\[ 84 \, \text{dollars} + 25 \, \text{dollars} = 109 \, \text{dollars} \]",
+    r"\(\boxed{14 \times 6} = 84\)",
 ]
 
 
