@@ -43,6 +43,7 @@ from branchwise.search import MCTS, Beam, Best, BestFirst, BestOfN, Rebase, Roll
 from branchwise.solve import Answer, Searched, solve
 from branchwise.verifiers.aggregate import Aggregate, rescore
 from branchwise.verifiers.arithmetic import Arithmetic
+from branchwise.verifiers.blend import Blend
 from branchwise.verifiers.exact import Exact
 from branchwise.verifiers.function import Function
 from branchwise.verifiers.likelihood import Likelihood
@@ -60,6 +61,7 @@ __all__ = [
     "Best",
     "BestFirst",
     "BestOfN",
+    "Blend",
     "BranchError",
     "BranchwiseError",
     "Budget",

@@ -12,11 +12,12 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from pydantic import TypeAdapter
 from worlds import Enumerate, Judge, worth
 
 import branchwise
 from branchwise import Config, run_sync, solve
-from branchwise.runs.spec import parse, read
+from branchwise.runs.spec import AnyModel, parse, read
 from branchwise.testing import Word
 
 ROOT = Path(__file__).parent.parent
@@ -104,7 +105,11 @@ def test_specs_and_python_in_the_pages_are_valid(page):
     for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
         compile(block, str(page), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     for block in re.findall(r"```toml\n(.*?)```", text, re.DOTALL):
-        parse(tomllib.loads(block), page)
+        table = tomllib.loads(block)
+        if "strategies" in table:
+            parse(table, page)
+        else:
+            TypeAdapter(AnyModel).validate_python(table["model"])
 
 
 def test_the_controller_in_the_docs_works():

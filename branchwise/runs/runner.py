@@ -77,10 +77,14 @@ class Ready:
     environment: Environment
     verifiers: Sequence[tuple[object, Verifier]]
 
-    def named(self, spec: object) -> dict[str, Verifier]:
-        """The live verifier of a spec, under its kind; none where there is no spec."""
-        live = (verifier for known, verifier in self.verifiers if known == spec)
-        return {} if spec is None else {str(getattr(spec, "kind", "verifier")): next(live)}
+    def named(self, specs: Sequence[object]) -> dict[str, Verifier]:
+        """The live verifiers of these specs, each under its kind."""
+        return {
+            str(getattr(spec, "kind", "verifier")): live
+            for spec in specs
+            for known, live in self.verifiers
+            if known == spec
+        }
 
 
 @asynccontextmanager
@@ -93,9 +97,10 @@ async def opened(
         if journal is not None:
             backend = await to_thread.run_sync(Journal, journal, backend)
         verifiers: list[tuple[object, Verifier]] = []
-        for spec in (parts.verifier, *(strategy.verifier for strategy in strategies)):
-            if spec is not None and all(spec != known for known, _ in verifiers):
-                verifiers.append((spec, cast("Verifier", await _live(spec, stack))))
+        for specs in (parts.verifier, *(strategy.verifier or () for strategy in strategies)):
+            for spec in specs:
+                if all(spec != known for known, _ in verifiers):
+                    verifiers.append((spec, cast("Verifier", await _live(spec, stack))))
         world = cast("Environment", await _live(parts.environment, stack))
         yield Ready(backend, world, verifiers)
 
@@ -109,7 +114,7 @@ async def search(
         policy=parts.policy_of(strategy, ready.backend),
         controller=strategy.search,
         environment=ready.environment,
-        verifier=ready.named(strategy.verifier or parts.verifier),
+        verifier=ready.named(parts.verifier if strategy.verifier is None else strategy.verifier),
         rank=strategy.rank,
         budget=strategy.budget or parts.budget,
         seed=parts.seed,

@@ -8,7 +8,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias, cast, get_args
 
-from pydantic import Field, TypeAdapter, ValidationError, WrapValidator, field_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    WrapValidator,
+    field_validator,
+)
 from pydantic import ValidatorFunctionWrapHandler as Handler
 from pydantic_core import ErrorDetails
 
@@ -25,6 +32,7 @@ from branchwise.runs.dataset import Data
 from branchwise.search import AnyController
 from branchwise.verifiers.aggregate import Aggregate
 from branchwise.verifiers.arithmetic import Arithmetic
+from branchwise.verifiers.blend import Blend
 from branchwise.verifiers.exact import Exact
 from branchwise.verifiers.likelihood import Likelihood
 from branchwise.verifiers.math_equal import MathEqual
@@ -69,6 +77,15 @@ AnyVerifier = Annotated[
     Annotated[Likelihood | Arithmetic | MathEqual | Exact, Field(discriminator="kind")],
     WrapValidator(_outsider),
 ]
+
+
+def _listed(value: object) -> object:
+    """One verifier is a list of one."""
+    return [value] if isinstance(value, Mapping) else value
+
+
+Verifiers = Annotated[tuple[AnyVerifier, ...], BeforeValidator(_listed)]
+AnyRank = Annotated[Aggregate | Blend, Field(discriminator="kind")]
 AnySearch = Annotated[AnyController, WrapValidator(_outsider)]
 
 
@@ -79,8 +96,8 @@ class Strategy(Config):
         name: what tables call it.
         search: the controller.
         policy: changes to the run's policy, for this strategy alone.
-        verifier: changes to the run's verifier, for this strategy alone.
-        rank: how verdicts become scores.
+        verifier: what judges nodes, for this strategy alone.
+        rank: how verdicts become scores, where the first verifier's word is not it.
         budget: the most that one problem may spend, instead of the run's budget.
         unique: hide siblings that repeat one another from the controller.
         horizon: the most steps of an answer.
@@ -89,8 +106,8 @@ class Strategy(Config):
     name: str = Field(min_length=1, pattern=r"^[\w.,+ -]+$")
     search: AnySearch
     policy: Table = Field(default_factory=dict)
-    verifier: AnyVerifier | None = None
-    rank: Aggregate | None = None
+    verifier: Verifiers | None = None
+    rank: AnyRank | None = None
     budget: Budget | None = None
     unique: bool = False
     horizon: int = Field(default=100, ge=1)
@@ -103,7 +120,8 @@ class Parts(Config):
         model: the backend, with its `kind`.
         policy: how a node becomes a prompt; its `kind` is `chat` where none is given.
         environment: the world.
-        verifier: what judges nodes during the search; None leaves the world's rewards.
+        verifier: what judges nodes during the search, one or a list; the first one's word is the
+            score; without one, the world's rewards are.
         budget: the most that one problem may spend with one strategy.
         seed: of everything.
     """
@@ -111,7 +129,7 @@ class Parts(Config):
     model: AnyModel
     policy: Table = Field(default_factory=dict)
     environment: AnyWorld = Math()
-    verifier: AnyVerifier | None = None
+    verifier: Verifiers = ()
     budget: Budget = Budget()
     seed: int = 0
 

@@ -42,6 +42,7 @@ class Aggregate(Config):
         0.45
     """
 
+    kind: Literal["aggregate"] = "aggregate"
     of: str
     how: How = "min"
 
