@@ -331,3 +331,22 @@ def test_models_are_listed(capsys, monkeypatch):
     status, out, _ = command(capsys, "models")
     assert status == 0
     assert "smollm2-135m-instruct" in out
+
+
+def test_several_verifiers_can_judge_together(folder, capsys):
+    strategy = """
+[[strategies]]
+name = "blended"
+search = { kind = "best-of-n", n = 3 }
+verifier = [{ kind = "arithmetic" }, { kind = "echo:Flat" }]
+rank = { kind = "blend", of = { arithmetic = 1.0, verifier = 2.0 } }
+"""
+    Path("spec.toml").write_text(SPEC + strategy)
+    assert command(capsys, "run", "spec.toml")[0] == 0
+    tree = from_json(Path("runs/spec/trees/blended/0.json").read_text())
+    assert all(set(leaf.verdicts) == {"arithmetic", "verifier"} for leaf in tree.leaves())
+    misnamed = strategy.replace("arithmetic = 1.0", "aritmetic = 1.0")
+    Path("spec.toml").write_text(SPEC + misnamed)
+    status, _, err = command(capsys, "run", "spec.toml", "--out", "other")
+    assert status == 1
+    assert "did you mean 'arithmetic'?" in err
