@@ -154,9 +154,10 @@ def _defaults(model: str, search: str) -> dict[str, Json]:
     if search == "mcts":
         controller["rollout"] = 12  # without one, few branches come to an end
     policy: dict[str, Json] = {
-        "system": "Solve the problem in short steps, one on each line. "
-        "End with a line that says: The answer is N.",
-        "sampling": {"temperature": 0.8 if search != "rollout" else 0.0},
+        "template": "{prompt}\n\nThink step by step. Keep each step short. "
+        "End with: The answer is N.",
+        "max_tokens": 400,
+        "sampling": {"temperature": 0.7 if search != "rollout" else 0.0},
         "stop": ["\n"] if search in STEPS else [],
     }
     return {
