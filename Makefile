@@ -10,7 +10,7 @@ demo: .venv/for-demo
 	$(BIN)/branchwise run examples/word_problems.toml
 
 test: .venv/for-test lint types
-	$(BIN)/python -m pytest -m "not real" --numprocesses 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not real" --numprocesses 2
 
 lint: .venv/for-test
 	$(BIN)/ruff check $(CODE)
