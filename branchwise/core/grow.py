@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from math import inf, isfinite
 from numbers import Real
@@ -21,6 +22,9 @@ from branchwise.core.errors import (
 )
 from branchwise.core.node import Node
 from branchwise.core.types import Environment, Policy, State, Step, Verdict, Verifier
+
+_PATIENCE = 8
+"""Every so many orders the event loop gets a turn, also where no policy waits."""
 
 
 def seed_of(run: int, path: tuple[int, ...]) -> int:
@@ -68,6 +72,7 @@ class Grow:
         rank: the score of a node from its verdicts and its lineage.
         seed: the run's seed.
         horizon: the most steps below the root; a node there that is not done is cut.
+        orders: counts the calls.
     """
 
     policies: Mapping[str, Policy]
@@ -76,6 +81,7 @@ class Grow:
     rank: Callable[[Node], float] | None = None
     seed: int = 0
     horizon: int = 100
+    orders: Iterator[int] = dataclasses.field(default_factory=itertools.count, repr=False)
 
     async def __call__(
         self, nodes: Sequence[Node], n: int | Sequence[int] = 1, *, by: str = "policy"
@@ -85,7 +91,8 @@ class Grow:
         Raises:
             SearchFailed: a call failed in a way that no later call can mend.
         """
-        await checkpoint()  # or a deadline would never fire where nothing waits
+        if next(self.orders) % _PATIENCE == 0:
+            await checkpoint()  # or a deadline would never fire where nothing waits
         if by not in self.policies:
             raise SpecError(f"no policy is called {by!r}; there is {', '.join(self.policies)}")
         orders: list[_Order] = []

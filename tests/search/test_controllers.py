@@ -38,7 +38,8 @@ CONTROLLERS = [
     MCTS(simulations=6, fanout=3, select="puct", rollout=4),
     Rebase(n=8),
 ]
-every = pytest.mark.parametrize("controller", CONTROLLERS, ids=lambda c: f"{c.kind}-{hash(c) % 97}")
+NAMES = [f"{controller.kind}-{i}" for i, controller in enumerate(CONTROLLERS)]
+every = pytest.mark.parametrize("controller", CONTROLLERS, ids=NAMES)
 
 
 async def search(controller, *, policy=None, judge=None, **more):
