@@ -349,7 +349,8 @@ async def test_rows_beyond_the_limit_wait_for_places_in_their_order(spec, monkey
             await anyio.wait_all_tasks_blocked()
         await paused.wait()
         go.set()
-    assert order == [1, 2, 3, 4, 5]
+    # Two places: the callers of one step may wake in either order.
+    assert [sorted(order[:2]), sorted(order[2:4]), order[4:]] == [[1, 2], [3, 4], [5]]
     assert max(steps) == 2
 
 

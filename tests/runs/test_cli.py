@@ -268,6 +268,8 @@ def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(folder):
         stderr=subprocess.PIPE,
         text=True,
         env=environment,
+        # A shell's background job ignores interrupts, and so would whatever it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509  (no threads)
     )
     assert "stalled" in job.stdout.readline()
     job.send_signal(signal.SIGINT)
