@@ -23,7 +23,7 @@ from branchwise.core.errors import (
 from branchwise.core.node import Node
 from branchwise.core.types import Environment, Policy, State, Step, Verdict, Verifier
 
-_PATIENCE = 8
+_TURN = 8
 """Every so many orders the event loop gets a turn, also where no policy waits."""
 
 
@@ -91,7 +91,7 @@ class Grow:
         Raises:
             SearchFailed: a call failed in a way that no later call can mend.
         """
-        if next(self.orders) % _PATIENCE == 0:
+        if next(self.orders) % _TURN == 0:
             await checkpoint()  # or a deadline would never fire where nothing waits
         if by not in self.policies:
             raise SpecError(f"no policy is called {by!r}; there is {', '.join(self.policies)}")
