@@ -23,9 +23,23 @@ types: .venv/for-test
 check-real: .venv/for-test
 	$(BIN)/python -m pytest -m real
 
+# About 25 minutes on an idle machine; with `QUICK=` the long rows have their full sizes: hours.
+QUICK ?= --quick --pairs 3
+LARGER := --model qwen2.5-coder-0.5b-instruct --dtype bfloat16
+
 bench: .venv/for-test
 	$(BIN)/python benchmarks/controller.py
-	$(BIN)/python benchmarks/engine.py
+	$(BIN)/python benchmarks/sampler.py
+	$(BIN)/python benchmarks/attention.py
+	$(BIN)/python benchmarks/fork.py
+	$(BIN)/python benchmarks/decode.py
+	$(BIN)/python benchmarks/speculation.py
+	$(BIN)/python benchmarks/best_of_n.py $(QUICK)
+	$(BIN)/python benchmarks/tree.py $(QUICK)
+	$(BIN)/python benchmarks/decode.py $(LARGER)
+	$(BIN)/python benchmarks/best_of_n.py $(LARGER) $(QUICK)
+	$(BIN)/python benchmarks/tree.py $(LARGER) $(QUICK)
+	$(BIN)/python benchmarks/gpu.py
 
 .venv:
 	$(PYTHON) -m venv .venv

@@ -82,6 +82,8 @@ def test_importing_it_is_light():
 
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_in_docstrings_are_true(name):
+    if name.endswith("_triton"):
+        pytest.importorskip("triton")
     module = importlib.import_module(name)
     assert doctest.testmod(module, optionflags=doctest.ELLIPSIS).failed == 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
@@ -128,6 +129,24 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
+class Candidate:
+    """A token that could have been drawn in some place.
+
+    Args:
+        token: its id.
+        text: what it says by itself.
+        logprob: the natural logarithm of its probability under the model: at temperature 1, before
+            all adapters (penalties, temperature, truncation).
+        proposal: the same after all adapters; None where they cut it.
+    """
+
+    token: int
+    text: str
+    logprob: float
+    proposal: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """One thing said: a token, a line, an action or a whole answer.
 
@@ -135,9 +154,12 @@ class Step:
         text: what was said. Where a stop string ended it, the text runs to the end of the token
             that completed the stop string.
         tokens: the model's token ids, where the backend knows them; never tokenised again.
-        logprob: the natural logarithm of the probability of the text under the sampling
-            distribution at temperature 1, summed over its tokens; None where it is not known.
+        logprob: the natural logarithm of the probability of the text under the model: at
+            temperature 1, before all adapters, summed over its tokens; None where it is not known.
         logprobs: the same for each token; empty where it is not known.
+        proposals: the same for each token after all adapters: under the distribution that it was
+            drawn from, as importance weights need it; empty where it is not known.
+        candidates: for each token the most probable ones in its place, as many as were asked for.
         finish: why it ended: `end` (the model ended its answer), `stop` (a stop string, or a
             server that does not tell the two apart), `length` (`max_tokens`), `tools` (it calls
             tools), `filter` (the server withheld the rest).
@@ -156,6 +178,8 @@ class Step:
     finish: Finish = "end"
     usage: Usage = FREE
     tool_calls: tuple[ToolCall, ...] = ()
+    proposals: tuple[float, ...] = ()
+    candidates: tuple[tuple[Candidate, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +239,7 @@ class Request:
         stop: strings that end a sample.
         max_tokens: the most tokens of one sample.
         logprobs: whether the log-probabilities of the sampled tokens are wanted.
+        candidates: how many of the most probable tokens are wanted in each place.
         tools: what the model may call.
         schema: the JSON schema that the sample must follow.
 
@@ -235,6 +260,7 @@ class Request:
     stop: tuple[str, ...] = ()
     max_tokens: int = 256
     logprobs: bool = True
+    candidates: int = 0
     tools: tuple[Tool, ...] = ()
     schema: Mapping[str, Json] | None = None
 
@@ -275,6 +301,58 @@ class Backend(Protocol):
         Raises:
             BackendError: the call failed after its retries, for some or all seeds; `arrived` holds
                 the samples of the others.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a model makes of a step that it was given to read.
+
+    Args:
+        tokens: the step's.
+        logprobs: the log-probability of each token, at temperature 1, given all before it; empty
+            where the model has no language head.
+        values: what the model's value head says after the last token, one number for each of its
+            labels; empty where it has none.
+        state: of the model's last layer after the last token, where it was asked for.
+        usage: what reading it cost.
+
+    Example:
+        >>> Reading((5, 6), (-1.0, -0.5)).logprob
+        -1.5
+    """
+
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...] = ()
+    values: tuple[float, ...] = ()
+    state: tuple[float, ...] = ()
+    usage: Usage = FREE
+
+    @property
+    def logprob(self) -> float | None:
+        """Of the whole step; None where the model has no language head."""
+        return math.fsum(self.logprobs) if self.logprobs else None
+
+
+@runtime_checkable
+class Scoring(Protocol):
+    """A model that judges what it is given instead of writing: what reward models are made of."""
+
+    async def read(
+        self, request: Request, *, since: int = 0, state: bool = False
+    ) -> Sequence[Reading]:
+        """What the model makes of the steps in `request.said`, in order.
+
+        Args:
+            request: the question and the answer so far; its sampling, seeds and limits count for
+                nothing.
+            since: the first step to judge; those before it are read as part of the question.
+            state: whether the model's states are wanted.
+
+        Raises:
+            SpecError: the model or its server cannot do what is asked.
+            BackendError: the text does not fit the model, or the model failed.
         """
         ...
 

@@ -118,7 +118,11 @@ async def test_large_seeds_fit_a_servers_field():
 
 @pytest.mark.parametrize(
     ("owner", "top_k", "expected"),
-    [("nobody", 0, {}), ("nobody", 5, {"top_k": 5}), ("vllm", 0, {"top_k": -1, "min_p": 0.0})],
+    [
+        ("nobody", 0, {}),
+        ("vllm", 5, {"top_k": 5, "min_p": 0.0}),
+        ("vllm", 0, {"top_k": -1, "min_p": 0.0}),
+    ],
 )
 async def test_says_the_whole_sampling_where_servers_have_defaults(owner, top_k, expected):
     async with talking(chat("a"), owner=owner) as (server, backend):

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 from anyio import to_thread
 from pydantic import Field
 
 from branchwise.backends.batcher import Batcher
 from branchwise.backends.fetch import EXTRA
+from branchwise.backends.hf.asked import Asked, Judge, Told
 from branchwise.core.config import Config
 from branchwise.core.errors import SpecError
-from branchwise.core.types import Backend, Request, Step
+from branchwise.core.types import Backend, Reading, Request, Step
 
 if TYPE_CHECKING:
     from branchwise.backends.hf.server import Server
@@ -23,7 +24,7 @@ class HF(Config):
     """A model on this machine, run by transformers and decoded many rows at a time.
 
     Each seed of a request is a row. Rows join and leave at every step, first come, first served;
-    contexts that rows share are read once; a request is answered as soon as its own rows are done.
+    what rows share is read once; a request is answered as soon as its own rows are done.
     The same seed gives the same tokens alone and in company, up to rounding: exactly in practice
     with float32, not with bfloat16.
 
@@ -33,6 +34,13 @@ class HF(Config):
         dtype: of weights and computation; `auto` takes bfloat16 where the device is fast at it.
         device: `cpu`, `cuda`, ...; `auto` takes the GPU where there is one.
         max_rows: the most samples that are decoded together.
+        memory: gigabytes (2**30 bytes) for keys and values, of which a token takes
+            2 × layers × key heads × head size × bytes of a number. When they run out, what is
+            longest unused is forgotten and read again where it is needed.
+        draft: what guesses the next tokens, to be read in one pass: `lookup` repeats the text, any
+            other name is a smaller model of the same vocabulary; None takes a token at a time.
+            The law of the samples is the model's own in any case; it pays for few samples at once.
+        guess: tokens of a guess.
         threads: of the processor; None for one per core.
 
     Example:
@@ -45,6 +53,9 @@ class HF(Config):
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     device: str = "auto"
     max_rows: int = Field(default=64, ge=1)
+    memory: float = Field(default=2.0, gt=0)
+    draft: str | None = None
+    guess: int = Field(default=5, ge=1)
     threads: int | None = Field(default=None, ge=1)
 
     @asynccontextmanager
@@ -76,7 +87,7 @@ class Local:
         batcher: what calls join.
     """
 
-    def __init__(self, name: str, batcher: Batcher[Request, Sequence[Step]]) -> None:
+    def __init__(self, name: str, batcher: Batcher[Asked, Told]) -> None:
         self._name = name
         self._batcher = batcher
 
@@ -92,4 +103,24 @@ class Local:
             SpecError: the model or this engine cannot do what is asked.
             BackendError: the request does not fit the model, the model failed, or was closed.
         """
-        return await self._batcher.submit(request)
+        return cast("Sequence[Step]", await self._batcher.submit(request))
+
+    async def read(
+        self, request: Request, *, since: int = 0, state: bool = False
+    ) -> Sequence[Reading]:
+        """What the model makes of the steps that were said, read together with all else.
+
+        Steps that carry no tokens are tokenised each by itself.
+
+        Args:
+            request: the question and the answer so far.
+            since: the first step to judge; those before it count as part of the question.
+            state: whether the states of the model's last layer are wanted.
+
+        Raises:
+            SpecError: the model's chat template cannot say what is asked.
+            BackendError: the text does not fit the model, the model failed, or was closed.
+        """
+        if since >= len(request.said):
+            return []
+        return cast("Sequence[Reading]", await self._batcher.submit(Judge(request, since, state)))

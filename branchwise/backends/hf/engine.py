@@ -1,228 +1,323 @@
-"""The loop over rows: prompts are read once, rows are decoded together, and leave when done."""
+"""The loop over rows: what they share is read once, all go through the model together."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
-from transformers import PreTrainedModel
 
-from branchwise.backends.hf.attention import Prompts, Slab
-from branchwise.backends.hf.recent import KeysValues, Recent, Tokens
-from branchwise.backends.hf.sampler import Choice, sample, uniform
-from branchwise.core.config import Sampling
+from branchwise.backends.hf.batch import Batch, Reading, Turn
+from branchwise.backends.hf.model import Model, Seen
+from branchwise.backends.hf.pool import Space
+from branchwise.backends.hf.prefix import Place, Tokens, Tree
+from branchwise.backends.hf.row import Row, Tail
+from branchwise.backends.hf.sampler import Choice, Past, probabilities, sample, top, uniform
+from branchwise.backends.hf.speculation import Drafter, settle
 from branchwise.core.errors import BackendError
-from branchwise.core.types import Finish
 
-_TILE = 16  # rows of a matrix tile: a step of fewer costs as much
-_PASS = 1024  # tokens of prompts that are read before a step, unless a single prompt is longer
-_ROOM = 1 << 30  # bytes of keys and values that are kept for calls that continue earlier ones
-
-
-@dataclass(slots=True, eq=False, kw_only=True)
-class Row:
-    """One sample: what it continues, how it is drawn, and what has been drawn so far.
-
-    Args:
-        context: the tokens that it continues; at least one.
-        seed: of its random numbers.
-        sampling: how tokens are drawn.
-        limit: the most tokens to draw; at least one.
-        stops: told each token; whether the text ends here.
-        gone: whether nobody waits for the sample any more.
-
-    Attributes:
-        tokens: what has been drawn; the token that ended it included.
-        logprobs: the log-probability of each, at temperature 1 without truncation.
-        finish: why it ended; None while it has not.
-        seconds: its share of the time that the model has spent.
-        read: tokens of the context that were read for this row and not for an earlier one.
-    """
-
-    context: Tokens
-    seed: int
-    sampling: Sampling
-    limit: int
-    stops: Callable[[int], bool] = lambda _: False
-    gone: Callable[[], bool] = lambda: False
-    tokens: list[int] = field(default_factory=list[int])
-    logprobs: list[float] = field(default_factory=list[float])
-    finish: Finish | None = None
-    seconds: float = 0.0
-    read: int = 0
-
-    @property
-    def position(self) -> int:
-        """Where the newest token stands in the sequence; it is the next to go through the model."""
-        return len(self.context) + len(self.tokens) - 1
-
-    @property
-    def newest(self) -> int:
-        """The token that goes through the model next."""
-        return self.tokens[-1] if self.tokens else self.context[-1]
+_ALONE = 1024  # tokens of contexts read in a pass that has nothing else to do
+_BESIDE = 256  # the same beside rows that wait for their next token
+_JUDGED = 128  # given tokens of one row in a pass: each takes a row of logits
+_GROWTH = 32  # slots that a row takes at a time
 
 
 class Engine:
-    """A model and the loop that decodes many rows with it.
+    """A model and the loop that takes many rows through it.
 
-    Before each step rows join. All but the last token of their contexts are read in one packed
-    pass, once for rows that share them, and not at all where they are recalled from earlier rows.
-    The step takes one token of every live row through the model. A row that is done makes place
-    for one that waits; where none does, the step gets smaller.
+    At each pass rows join and leave. A row's context is looked up in the prefix tree; what is not
+    there is read, in pieces, once for all rows that share it. The same pass takes the newest token
+    of every other row. When slots run out, what is longest unused is forgotten, and if that is not
+    enough the youngest rows wait: what was forgotten is read again, and nothing fails for want of
+    memory that can be had later.
 
     Args:
-        model: with the attention of this package.
+        model: what reads.
         ends: the tokens that end an answer.
-        max_rows: the most rows of one step.
+        max_rows: the most rows of one pass.
+        drafter: guesses what follows, to be read in one pass; None for a token at a time.
     """
 
-    def __init__(self, model: PreTrainedModel, ends: frozenset[int], max_rows: int) -> None:
+    def __init__(
+        self, model: Model, ends: frozenset[int], max_rows: int, drafter: Drafter | None = None
+    ) -> None:
         self._model = model
         self._ends = ends
         self._max_rows = max_rows
-        self._device = model.device
-        self._slab = Slab(model.config.get_text_config(), model.dtype, model.device)
-        self._recent = Recent(_ROOM)
-        tiled = model.dtype == torch.bfloat16 and model.device.type == "cpu"
-        self._tile = _TILE if tiled else 1
+        self._drafter = drafter
+        self._clear()
 
-    def decode(self, more: Callable[[], Sequence[Row]]) -> None:
-        """Draw rows until there are none left, first come, first served.
+    def _clear(self) -> None:
+        self._space = Space(self._model.pool.slots)
+        self._tree = Tree(self._space)
+        self._waiting: deque[Row] = deque()
+        self._live: list[Row] = []
+        self._readings: dict[Place, Reading] = {}
+        # Set when a row had to make room: nobody enters before another one leaves.
+        self._full = False
+
+    def run(self, more: Callable[[], Sequence[Row]]) -> None:
+        """Work until no row is left, first come, first served.
 
         Args:
-            more: asked before each step and after the last one; the rows that have arrived since.
-
-        Raises:
-            BackendError: the model's logits are not numbers.
+            more: asked before each pass and after the last one; the rows that have arrived since.
         """
-        waiting: deque[Row] = deque()
-        live: list[Row] = []
-        with torch.inference_mode():
-            while True:
-                waiting.extend(_together(more()))
-                if not waiting and not live:
-                    return
-                started = time.perf_counter()
-                self._admit(waiting, live)
-                if live:
-                    self._step(live)
-                    share = (time.perf_counter() - started) / len(live)
-                    for row in live:
-                        row.seconds += share
-                live = self._compact(live)
+        try:
+            with torch.inference_mode():
+                while True:
+                    self._waiting.extend(_together(more()))
+                    self._leave([row for row in self._live if row.gone()])
+                    self._admit()
+                    if self._live:
+                        self._pass()
+                    elif not self._waiting:
+                        return
+        except BaseException:
+            # What the tree calls read may not have been.
+            self._clear()
+            raise
 
-    def _admit(self, waiting: deque[Row], live: list[Row]) -> None:
-        """Fill the free places with as many of those who wait as one pass can read.
-
-        One pass, so that the rows that are live already do not stand still for long.
-        """
-        heads: dict[Tokens, KeysValues] = {}
-        unread: dict[Tokens, None] = {}
-        newcomers: list[Row] = []
-        room = _PASS
-        while waiting and len(live) + len(newcomers) < self._max_rows:
-            row = waiting.popleft()
-            head = row.context[:-1]
+    def _admit(self) -> None:
+        """Let in as many as there are places and slots for."""
+        while self._waiting and len(self._live) < self._max_rows and not self._full:
+            row = self._waiting.popleft()
             if row.gone():
                 continue
-            if head not in heads and head not in unread:
-                if recalled := self._recent.get(head):
-                    heads[head] = recalled
-                elif unread and len(head) > room:
-                    waiting.appendleft(row)
-                    break
-                else:
-                    row.read = len(row.context)
-                    unread[head] = None
-                    room -= len(head)
-            newcomers.append(row)
-        if not newcomers:
+            if self._enter(row):
+                self._live.append(row)
+            elif self._live:
+                self._waiting.appendleft(row)
+                return
+            else:
+                row.error = self._too_large(row)
+
+    def _enter(self, row: Row) -> bool:
+        """Find what is known of a row's context and line up the rest for reading."""
+        sequence = row.beginning
+        place = self._tree.find(sequence)
+        unread = sequence[place.position :]
+        if unread:
+            self._tree.hold(place.segment)
+            runs = self._tree.room(len(unread))
+            self._tree.release(place.segment)
+            if runs is None:
+                return False
+            place = Place(self._tree.add(place, unread, runs), len(unread))
+            self._readings[place] = Reading(place.segment, 0, place.upto)
+            row.read += len(unread)
+        self._tree.hold(place.segment)
+        row.tail = Tail(place, place.runs())
+        row.waits = self._model.speaks
+        if row.waits:
+            # What follows a context is known only while its last token is read.
+            if place not in self._readings:
+                self._readings[place] = Reading(place.segment, place.upto - 1, place.upto)
+                row.read += 1
+            self._readings[place].rows.append(row)
+        return True
+
+    def _pass(self) -> None:
+        """Take what is to be read, and what the rows go on with, through the model."""
+        started = time.perf_counter()
+        batch = self._batch()
+        if batch.spans:
+            seen = self._model.read(batch.spans, batch.wanted)
+            self._judge(batch.judging, seen)
+            self._draw(batch.drawing, seen)
+        share = (time.perf_counter() - started) / max(1, len(self._live))
+        for row in self._live:
+            row.seconds += share
+        self._leave([row for row in self._live if row.done])
+
+    def _batch(self) -> Batch:
+        batch = Batch()
+        going = [row for row in self._live if not row.waits and row.tail and row.tail.place.ready]
+        drafts = self._drafter.drafts(going) if self._drafter else {}
+        for row in going:
+            draft = drafts.get(row)
+            tokens = [*row.next(_JUDGED), *(draft.tokens if draft else ())]
+            tail = self._reserve(row, len(tokens))
+            if tail is not None:
+                batch.add_row(row, tail, tokens, draft)
+        room = _BESIDE if batch.spans else _ALONE
+        for place, reading in list(self._readings.items()):
+            if not reading.segment.users:
+                self._tree.trim(reading.segment)
+                del self._readings[place]
+            elif room > 0 and reading.ready:
+                tokens = min(reading.end - reading.at, room)
+                room -= tokens
+                if batch.add_reading(reading, tokens):
+                    del self._readings[place]
+        return batch
+
+    def _reserve(self, row: Row, tokens: int) -> Tail | None:
+        """A row's tail with slots for its next tokens; None where it had to make room itself."""
+        while row.tail is not None:
+            missing = row.tail.known + tokens - row.tail.slots
+            if missing <= 0:
+                return row.tail
+            runs = self._tree.room(max(missing, min(_GROWTH, row.left)))
+            if runs is not None:
+                row.tail.extend(runs)
+            elif len(self._live) == 1:
+                row.error = self._too_large(row)
+                return None
+            else:
+                self._put_off(self._live[-1])
+        return None
+
+    def _put_off(self, row: Row) -> None:
+        """Let a row wait again; what it has read can be forgotten now."""
+        self._live.remove(row)
+        self._release(row)
+        if row.given:
+            row.logprobs.clear()
+        self._waiting.appendleft(row)
+        self._full = True
+
+    def _leave(self, rows: Iterable[Row]) -> None:
+        for row in rows:
+            self._live.remove(row)
+            self._release(row)
+            self._full = False
+
+    def _release(self, row: Row) -> None:
+        """Hand what a row has read to the tree."""
+        tail, row.tail = row.tail, None
+        if tail is None:
             return
-        heads |= self._read([head for head in unread if head])
-        longest = max(len(row.context) for row in newcomers)
-        self._slab.reserve(len(live) + len(newcomers), longest)
-        for row in newcomers:
-            if head := row.context[:-1]:
-                self._slab.put(len(live), *heads[head])
-            live.append(row)
+        if row.waits:
+            self._readings[tail.place].rows.remove(row)
+            row.waits = False
+        self._space.give(tail.cut())
+        start = tail.place.position
+        self._tree.adopt(tail.place, tuple(row.path[start : start + tail.known]), tail.runs)
+        self._tree.release(tail.place.segment)
 
-    def _read(self, heads: Sequence[Tokens]) -> dict[Tokens, KeysValues]:
-        """Keys and values of the beginnings of contexts, which are read in one pass."""
-        if not heads:
-            return {}
-        memory = Prompts([len(head) for head in heads])
-        tokens = [token for head in heads for token in head]
-        positions = [position for head in heads for position in range(len(head))]
-        self._model.base_model(
-            input_ids=self._tensor([tokens]),
-            position_ids=self._tensor([positions]),
-            use_cache=False,
-            memory=memory,
-        )
-        read = {head: memory.read(index) for index, head in enumerate(heads)}
-        for head, keys_values in read.items():
-            self._recent.put(head, keys_values)
-        return read
-
-    def _step(self, live: Sequence[Row]) -> None:
-        """Take the newest token of each row through the model and draw the next one."""
-        positions = [row.position for row in live]
-        self._slab.reserve(len(live), max(positions) + 1)
-        padding = [0] * (-len(live) % self._tile)
-        logits = self._model(
-            input_ids=self._tensor([[row.newest for row in live] + padding]),
-            position_ids=self._tensor([positions + padding]),
-            use_cache=False,
-            memory=self._slab.at(self._tensor(positions)),
-        ).logits[0, : len(live)]
-        choice = Choice.of([row.sampling for row in live], self._device)
-        numbers = uniform([row.seed for row in live], positions).to(self._device)
-        tokens, logprobs = sample(logits, choice, numbers)
-        for row, token, logprob in zip(live, tokens.tolist(), logprobs.tolist(), strict=True):
-            if math.isnan(logprob):
-                raise BackendError("the model's logits are not numbers", hint="try dtype='float32'")
-            row.tokens.append(token)
-            row.logprobs.append(logprob)
-            if token in self._ends:
+    def _judge(self, turns: Sequence[Turn], seen: Seen) -> None:
+        """Note what the model makes of tokens that were given."""
+        for turn in turns:
+            row, tail = turn.row, turn.row.tail
+            assert tail is not None
+            # A context ends just before the first given token.
+            first = tail.known if turn.tokens else -1
+            rows = slice(turn.first, turn.first + (turn.tokens or 1))
+            if seen.logits is not None:
+                given = torch.tensor(row.given[first + 1 :][: rows.stop - rows.start])
+                logits = seen.logits[rows][: len(given)].float()
+                picked = logits.gather(-1, given[:, None].to(logits.device))[:, 0]
+                row.logprobs += (picked - logits.logsumexp(-1)).tolist()
+            for i in range(first, first + rows.stop - rows.start):
+                if i in row.after:
+                    row.states[i] = tuple(seen.states[turn.first + i - first].tolist())
+                    if seen.values is not None:
+                        row.values[i] = tuple(seen.values[turn.first + i - first].tolist())
+            tail.known += turn.tokens
+            numbers = [*row.logprobs, *(x for values in row.values.values() for x in values)]
+            if any(map(math.isnan, numbers)):
+                self._spoil(row)
+            elif tail.known >= row.fed:
                 row.finish = "end"
-            elif row.stops(token):
-                row.finish = "stop"
-            elif len(row.tokens) == row.limit:
-                row.finish = "length"
 
-    def _compact(self, live: list[Row]) -> list[Row]:
-        """The rows that go on; the last ones move into the places of those that do not."""
-        for place, row in enumerate(live):
-            # What was cut may be continued; an answer that the model ended is not.
-            if row.finish in {"stop", "length"}:
-                known = (*row.context, *row.tokens[:-1])
-                self._recent.put(known, self._slab.get(place, len(known)))
-        rows, place = list(live), 0
-        while place < len(rows):
-            if _goes_on(rows[place]):
-                place += 1
-                continue
-            last = rows.pop()
-            if place < len(rows) and _goes_on(last):
-                self._slab.move(len(rows), place, last.position)
-                rows[place] = last
-        return rows
+    def _draw(self, turns: Sequence[Turn], seen: Seen) -> None:
+        """Draw a token for each row; more where it guessed right."""
+        at = 0
+        while turns and seen.logits is not None:
+            logits = _rows(seen.logits, [turn.first + at for turn in turns])
+            for turn in turns:
+                if turn.row.tail is not None and turn.tokens:
+                    turn.row.tail.known += 1
+            going: list[Turn] = []
+            guessed = [turn.draft is not None and at < len(turn.draft.tokens) for turn in turns]
+            for wanted, draw in ((False, self._sample), (True, self._verify)):
+                places = [i for i, guess in enumerate(guessed) if guess == wanted]
+                if places:
+                    going += draw([turns[i] for i in places], _rows(logits, places), at)
+            turns = going
+            at += 1
 
-    def _tensor(self, numbers: Sequence[object]) -> torch.Tensor:
-        return torch.tensor(numbers, dtype=torch.long, device=self._device)
+    def _sample(self, turns: Sequence[Turn], logits: torch.Tensor, _at: int) -> list[Turn]:
+        """Draw a token for each row; they have nothing left to go on with."""
+        rows = [turn.row for turn in turns]
+        choice = self._choice(rows)
+        numbers = uniform([row.seed for row in rows], [len(row.path) - 1 for row in rows])
+        drawn = sample(logits, choice, numbers.to(logits.device))
+        self._note_tops(rows, logits, choice)
+        columns = (drawn.tokens, drawn.logprobs, drawn.proposals, drawn.mus)
+        for row, *values, mu in zip(rows, *(column.tolist() for column in columns), strict=True):
+            row.mu = None if math.isnan(mu) else mu
+            self._write(row, *values)
+        return []
 
+    def _verify(self, turns: Sequence[Turn], logits: torch.Tensor, at: int) -> list[Turn]:
+        """Keep guessed tokens or replace them; the rows go on whose guess was kept."""
+        rows = [turn.row for turn in turns]
+        choice = self._choice(rows)
+        law = probabilities(logits, choice)
+        guesses = [turn.draft for turn in turns if turn.draft is not None]
+        seeds, positions = [row.seed for row in rows], [len(row.path) - 1 for row in rows]
+        tokens, kept = settle(law, guesses, at, seeds, positions)
+        self._note_tops(rows, logits, choice)
+        logprobs = logits.double().log_softmax(-1)
+        chosen = (x.gather(-1, tokens[:, None])[:, 0].tolist() for x in (logprobs, law.log()))
+        for row, *values in zip(rows, tokens.tolist(), *chosen, strict=True):
+            self._write(row, *values)
+        return [
+            t for t, right in zip(turns, kept.tolist(), strict=True) if right and not t.row.done
+        ]
 
-def _goes_on(row: Row) -> bool:
-    return row.finish is None and not row.gone()
+    def _choice(self, rows: Sequence[Row]) -> Choice:
+        pasts = [Past(row.path, row.asked, row.mu) for row in rows]
+        samplings = [row.sampling for row in rows]
+        return Choice.of(samplings, pasts, self._model.device, self._model.embedding)
+
+    def _note_tops(self, rows: Sequence[Row], logits: torch.Tensor, choice: Choice) -> None:
+        most = max(row.top for row in rows)
+        if most:
+            columns = [column.tolist() for column in top(logits, choice, most)]
+            for row, *lists in zip(rows, *columns, strict=True):
+                if row.top:
+                    row.tops.append(list(zip(*lists, strict=True))[: row.top])
+
+    def _write(self, row: Row, token: int, logprob: float, proposal: float) -> None:
+        if math.isnan(logprob):
+            self._spoil(row)
+            return
+        row.write(token, logprob, proposal)
+        if token in self._ends:
+            row.finish = "end"
+        elif row.stops(token):
+            row.finish = "stop"
+        elif len(row.tokens) == row.limit:
+            row.finish = "length"
+
+    def _spoil(self, row: Row) -> None:
+        """Fail a row, and let nobody build on what it has read."""
+        row.error = BackendError("the model's logits are not numbers", hint="try dtype='float32'")
+        if row.tail is not None:
+            row.tail.known = 0
+            self._tree.forget(row.tail.place.segment)
+
+    def _too_large(self, row: Row) -> BackendError:
+        slots = self._space.slots
+        return BackendError(
+            f"{len(row.path) + 1} tokens do not fit the memory for keys and values, "
+            f"which holds {slots}",
+            hint="raise `memory`, the gigabytes of it",
+        )
 
 
 def _together(rows: Sequence[Row]) -> list[Row]:
-    """Rows that share a context stand side by side, so that they find places together."""
+    """Rows that share a context stand side by side: attention reads it once for neighbours."""
     groups: dict[Tokens, list[Row]] = {}
     for row in rows:
         groups.setdefault(row.context, []).append(row)
     return [row for group in groups.values() for row in group]
+
+
+def _rows(logits: torch.Tensor, places: Sequence[int]) -> torch.Tensor:
+    """Some rows; all of them, which is the rule, without a copy."""
+    return logits if places == list(range(len(logits))) else logits[places]

@@ -8,72 +8,84 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from branchwise.backends.hf import plain
+from branchwise.backends.hf.adapters import adapt, learned
+from branchwise.backends.hf.basis import solver
+from branchwise.backends.hf.choice import Choice, Past, Rows
+from branchwise.backends.hf.scores import BLOCK, Scores
 from branchwise.core.config import Sampling
+from branchwise.core.errors import SpecError
 
-# Candidates looked at before more are: truncation almost always keeps fewer than the first.
-_WIDTHS = (256, 8192)
-_BLOCK = 512
+__all__ = ["Choice", "Drawn", "Past", "check", "probabilities", "sample", "top", "uniform"]
+
 # Rows at a time: their scores stay in the processor's caches, and in blocks that malloc reuses.
 _ROWS = 16
+_STREAM = np.uint64(40)
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """How each row draws: tensors of shape (rows,).
+class Drawn:
+    """The tokens of some rows; each tensor has the shape (rows,).
 
     Args:
-        temperature: divides the logits; 0 takes the most probable token.
-        top_k: 0 keeps all.
-        top_p: 1 keeps all.
-        min_p: 0 keeps all.
+        tokens: their ids.
+        logprobs: the logarithms of their probabilities under the model, before all adapters; NaN
+            for a row whose logits are not numbers.
+        proposals: the same after all adapters: of the distribution that they were drawn from.
+        mus: mirostat's new states; NaN where it is off.
     """
 
-    temperature: torch.Tensor
-    top_k: torch.Tensor
-    top_p: torch.Tensor
-    min_p: torch.Tensor
+    tokens: torch.Tensor
+    logprobs: torch.Tensor
+    proposals: torch.Tensor
+    mus: torch.Tensor
 
-    @staticmethod
-    def of(samplings: Sequence[Sampling], device: torch.device) -> Choice:
-        """The parameters of several requests side by side."""
 
-        def column(values: list[float]) -> torch.Tensor:
-            return torch.tensor(values, dtype=torch.float64, device=device)
+def check(sampling: Sampling, vocabulary: int, embedding: torch.Tensor | None = None) -> None:
+    """Say before anything is drawn what would not work.
 
-        return Choice(
-            column([s.temperature for s in samplings]),
-            column([s.top_k for s in samplings]).long(),
-            column([s.top_p for s in samplings]),
-            column([s.min_p for s in samplings]),
+    Args:
+        sampling: of a request.
+        vocabulary: how many tokens there are.
+        embedding: the model's output matrix, where there is one.
+
+    Raises:
+        SpecError: a bias names a token that is not there, or the basis cannot be looked at.
+
+    Example:
+        >>> check(Sampling(logit_bias={7: 1.0}), vocabulary=8)
+    """
+    alien = next((token for token in sampling.logit_bias if token >= vocabulary), None)
+    if alien is not None:
+        raise SpecError(
+            f"`logit_bias` names the token {alien}, and the last one is {vocabulary - 1}",
+            hint="name tokens by the ids of this model's tokenizer",
         )
-
-    def rows(self, which: torch.Tensor | slice) -> Choice:
-        """The parameters of some of the rows."""
-        return Choice(
-            self.temperature[which], self.top_k[which], self.top_p[which], self.min_p[which]
-        )
-
-    @property
-    def truncates(self) -> torch.Tensor:
-        """Which rows leave tokens out, shape (rows,)."""
-        return (self.top_k > 0) | (self.top_p < 1) | (self.min_p > 0)
+    if sampling.uses("basis_cutoff"):
+        if embedding is None:
+            raise SpecError("`basis_cutoff` needs a model with an output matrix")
+        solver()
 
 
-def uniform(seeds: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
+def uniform(seeds: Sequence[int], positions: Sequence[int], stream: int = 0) -> torch.Tensor:
     """Random numbers in [0, 1), one for each pair of a seed and a position, shape (pairs,).
 
     They are counted, not drawn from a state: the finaliser of SplitMix64 (Steele et al. 2014) over
-    both numbers. So a sample does not depend on what else is in its batch.
+    all numbers. So a sample does not depend on what else is in its batch.
 
     Args:
         seeds: non-negative, below 2**64.
-        positions: where in its sequence each token stands.
+        positions: where in its sequence each token stands, below 2**40.
+        stream: numbers of different streams have nothing to do with each other; below 2**24.
 
     Example:
         >>> uniform([1, 2], [5, 5]).equal(torch.cat([uniform([1], [5]), uniform([2], [5])]))
         True
+        >>> uniform([1], [5], stream=1).equal(uniform([1], [5]))
+        False
     """
-    bits = _mixed(_mixed(np.array(seeds, np.uint64)) + np.array(positions, np.uint64))
+    places = np.array(positions, np.uint64) + (np.uint64(stream) << _STREAM)
+    bits = _mixed(_mixed(np.array(seeds, np.uint64)) + places)
     # 40 bits, so that a number times a sum of weights never rounds up to the sum.
     return torch.from_numpy((bits >> np.uint64(24)).astype(np.float64) * 2.0**-40)
 
@@ -85,127 +97,120 @@ def _mixed(x: np.ndarray) -> np.ndarray:
     return x ^ (x >> np.uint64(31))
 
 
-def sample(
-    logits: torch.Tensor, choice: Choice, numbers: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw a token for each row.
+def sample(logits: torch.Tensor, choice: Choice, numbers: torch.Tensor) -> Drawn:
+    """Draw a token for each row: the first at which the summed probabilities exceed its number.
 
     Args:
-        logits: shape (rows, vocabulary).
+        logits: shape (rows, vocabulary); left as they are.
         choice: how each row draws.
         numbers: a uniform random number for each row, shape (rows,), double precision.
 
     Returns:
-        the tokens, shape (rows,), and the logarithms of their probabilities at temperature 1
-        without truncation, shape (rows,). A row whose logits are not finite has NaN there.
+        the tokens and their probabilities. A row without a finite largest logit has NaN in all of
+        its log-probabilities and disturbs no other one.
     """
-    parts = [
-        _sample(logits[rows].float(), choice.rows(rows), numbers[rows])
-        for rows in (slice(i, i + _ROWS) for i in range(0, len(logits), _ROWS))
-    ]
-    tokens, logprobs = zip(*parts, strict=True)
-    return torch.cat(tokens), torch.cat(logprobs)
+    places = range(len(logits))
+    easy = choice.plain if plain.runs_on(logits) else []
+    if easy:
+        tokens, logprobs, proposals = plain.draw(logits, easy, choice.numbers(easy), numbers)
+        places = [place for place in places if not choice.recipes[place].plain]
+    else:
+        tokens = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
+        logprobs, proposals = torch.full_like(numbers, torch.nan).repeat(2, 1)
+    drawn = Drawn(tokens, logprobs, proposals, torch.full_like(numbers, torch.nan))
+    for group in choice.alike(places):
+        for rows in group.split(_ROWS):
+            _draw(logits, rows, numbers, drawn)
+    return drawn
 
 
-def _sample(
-    logits: torch.Tensor, choice: Choice, numbers: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    tokens = torch.empty(len(logits), dtype=torch.long, device=logits.device)
-    top = logits.amax(-1, keepdim=True)
-    shifted = logits - top
-    drawn = choice.temperature > 0
-    truncated = drawn & choice.truncates
-    for rows, draw in ((~drawn, _best), (drawn & ~truncated, _draw), (truncated, _draw_truncated)):
-        if rows.any():
-            heat = choice.temperature[rows, None].float().clamp_min(1e-6)
-            scaled = shifted / heat if rows.all() else shifted[rows].div_(heat)
-            tokens[rows] = draw(scaled, choice.rows(rows), numbers[rows])
-    chosen = shifted.gather(-1, tokens[:, None])
-    return tokens, (chosen - shifted.exp_().sum(-1, keepdim=True).log_())[:, 0]
+def _draw(logits: torch.Tensor, rows: Rows, numbers: torch.Tensor, drawn: Drawn) -> None:
+    """Draw the tokens of rows with the same adapters and put them where they belong."""
+    index = rows.index
+    raw, bad = _numbers(logits[index].float())
+    scores = adapt(raw, rows)
+    if rows.greedy:
+        token = scores.logits.argmax(-1, keepdim=True)
+        proposals = torch.zeros_like(token, dtype=torch.float64)
+    else:
+        token = _inverted(scores, numbers[index][:, None])
+        proposals = scores.logprobs_of(token)
+    logprobs = Scores(raw).logprobs_of(token)
+    drawn.tokens[index] = token[:, 0]
+    drawn.logprobs[index] = logprobs.masked_fill_(bad, torch.nan)[:, 0]
+    drawn.proposals[index] = proposals.masked_fill_(bad, torch.nan)[:, 0]
+    if (mus := learned(scores, rows, token)) is not None:
+        drawn.mus[index] = mus.masked_fill_(bad, torch.nan)[:, 0]
 
 
-def _best(scaled: torch.Tensor, _choice: Choice, _numbers: torch.Tensor) -> torch.Tensor:
-    return scaled.argmax(-1)
+def _numbers(raw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The rows with numbers where there were none, and which these are, shape (rows, 1)."""
+    bad = ~raw.amax(-1, keepdim=True).isfinite()
+    return (raw.masked_fill(bad, 0) if bad.any() else raw), bad
 
 
-def _draw(scaled: torch.Tensor, _choice: Choice, numbers: torch.Tensor) -> torch.Tensor:
-    """Invert the cumulative distribution in two levels: find the block, then the token in it."""
-    size = scaled.shape[1]
-    whole = size - size % _BLOCK
-    weights = scaled.exp_()
-    blocks = weights[:, :whole].unflatten(-1, (-1, _BLOCK))
-    sums = torch.cat([blocks.sum(-1), weights[:, whole:].sum(-1, keepdim=True)], dim=-1)
-    block, within = _invert(sums, numbers)
+def _inverted(scores: Scores, numbers: torch.Tensor) -> torch.Tensor:
+    """Where the summed weights first exceed these shares of them all, shape (rows, 1).
+
+    In two levels: the block, then the token in it.
+    """
+    weights, size = scores.weights, scores.weights.shape[1]
+    block, within = _invert(scores.sums, numbers)
     # The last block is short; what it lacks is taken from nowhere with a weight of zero.
-    tokens = block[:, None] * _BLOCK + torch.arange(_BLOCK, device=block.device)
+    tokens = block * BLOCK + torch.arange(BLOCK, device=block.device)
     inside = weights.gather(-1, tokens.clamp(max=size - 1)).masked_fill_(tokens >= size, 0)
-    return block * _BLOCK + _invert(inside, within)[0]
+    return block * BLOCK + _invert(inside, within)[0]
 
 
 def _invert(weights: torch.Tensor, numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Which of the weights each number falls on, and where within it, as a number in [0, 1)."""
     sums = weights.double().cumsum(-1)
-    reached = (numbers * sums[:, -1])[:, None]
+    reached = numbers * sums[:, -1:]
     found = torch.searchsorted(sums, reached, right=True).clamp_(max=weights.shape[1] - 1)
     weight = weights.gather(-1, found).double()
     within = (reached - sums.gather(-1, found) + weight) / weight
-    return found[:, 0], within.clamp_(0, 1 - 2.0**-40)[:, 0]
+    return found, within.clamp_(0, 1 - 2.0**-40)
 
 
-def _draw_truncated(scaled: torch.Tensor, choice: Choice, numbers: torch.Tensor) -> torch.Tensor:
-    """Draw from the most probable tokens only, looking at more of them where few do not suffice."""
-    tokens = torch.empty(len(scaled), dtype=torch.long, device=scaled.device)
-    left = torch.arange(len(scaled), device=scaled.device)
-    mass = scaled.exp().sum(-1)
-    for width in (*(w for w in _WIDTHS if w < scaled.shape[1]), scaled.shape[1]):
-        values, order = _largest(scaled[left], width)
-        weights, sure = truncate(values, mass[left], choice.rows(left), scaled.shape[1])
-        drawn, _ = _invert(weights, numbers[left])
-        drawn = order.gather(-1, drawn[:, None])[:, 0]
-        tokens[left[sure]] = drawn[sure]
-        left = left[~sure]
-        if not len(left):
-            break
-    return tokens
-
-
-def _largest(scaled: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The largest values, falling, and their tokens; of equal ones the earlier token first."""
-    if width == scaled.shape[1]:
-        return scaled.sort(dim=-1, descending=True, stable=True)
-    # Which of equal values stands first is left open by `topk`; two stable sorts settle it.
-    order = scaled.topk(width, dim=-1).indices.sort(dim=-1).values
-    values, by_value = scaled.gather(-1, order).sort(dim=-1, descending=True, stable=True)
-    return values, order.gather(-1, by_value)
-
-
-def truncate(
-    values: torch.Tensor, mass: torch.Tensor, choice: Choice, vocabulary: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The weights that top-k, then top-p, then min-p leave of the most probable tokens.
+def probabilities(logits: torch.Tensor, choice: Choice) -> torch.Tensor:
+    """The distributions that `sample` draws from.
 
     Args:
-        values: logits over temperature, the largest shifted to 0, falling, shape (rows, width).
-        mass: the sum of the exponentials over the whole vocabulary, shape (rows,).
+        logits: shape (rows, vocabulary).
         choice: how each row draws.
-        vocabulary: how many tokens there are in all.
 
     Returns:
-        the weights, zero for what is left out, shape (rows, width), and whether nothing beyond
-        `values` could have been kept or changes what is, shape (rows,).
+        shape (rows, vocabulary), double precision; NaN for a row whose logits are not numbers.
     """
-    width = values.shape[1]
-    weights = values.double().exp()
-    kth = values.gather(-1, (choice.top_k.clamp(1, width) - 1)[:, None])
-    by_k = (choice.top_k == 0)[:, None] | (values >= kth)
-    weights = weights * by_k
-    total = torch.where(choice.top_k > 0, weights.sum(-1), mass.double())
-    before = weights.cumsum(-1) - weights
-    by_p = (choice.top_p >= 1)[:, None] | (before < (choice.top_p * total)[:, None])
-    by_min = weights >= choice.min_p[:, None] * weights[:, :1]
-    by_p[:, 0] = True
-    kept = by_k & by_p & by_min
-    last = values.gather(-1, kept.sum(-1, keepdim=True) - 1)
-    # Ties with the last value seen may go on beyond it.
-    sure = (last > values[:, -1:]) & ((choice.top_k == 0)[:, None] | (kth > values[:, -1:]))
-    return weights * kept, sure[:, 0] | (width == vocabulary)
+    found = torch.empty(logits.shape, dtype=torch.float64, device=logits.device)
+    for group in choice.alike(range(len(logits))):
+        for rows in group.split(_ROWS):
+            raw, bad = _numbers(logits[rows.index].double())
+            scores = adapt(raw, rows)
+            if rows.greedy:
+                best = scores.logits.argmax(-1, keepdim=True)
+                weights = torch.zeros_like(scores.logits).scatter_(-1, best, 1)
+            else:
+                weights = scores.weights / scores.mass
+            found[rows.index] = weights.masked_fill(bad, torch.nan)
+    return found
+
+
+def top(
+    logits: torch.Tensor, choice: Choice, k: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The most probable tokens of each row under the model, the most probable one first.
+
+    Args:
+        logits: shape (rows, vocabulary).
+        choice: how each row draws.
+        k: how many tokens.
+
+    Returns:
+        the tokens, and the logarithms of their probabilities before and after all adapters, each
+        of shape (rows, k); -inf after them for what they cut.
+    """
+    raw = logits.double()
+    values, tokens = raw.topk(min(k, logits.shape[1]), dim=-1)
+    logprobs = values - raw.logsumexp(-1, keepdim=True)
+    return tokens, logprobs, probabilities(logits, choice).gather(-1, tokens).log_()

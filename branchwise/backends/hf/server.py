@@ -2,33 +2,47 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from branchwise.backends.batcher import Feed, Ticket
 from branchwise.backends.hf import attention
+from branchwise.backends.hf.asked import Asked, Judge, Told
 from branchwise.backends.hf.backend import HF
-from branchwise.backends.hf.engine import Engine, Row
+from branchwise.backends.hf.engine import Engine
+from branchwise.backends.hf.model import Model
 from branchwise.backends.hf.packed import pack
 from branchwise.backends.hf.quiet import without_bars
+from branchwise.backends.hf.row import Row
+from branchwise.backends.hf.sampler import check
+from branchwise.backends.hf.speculation import Lookup, Smaller
 from branchwise.backends.hf.text import Text, Written
 from branchwise.backends.models import Dtype, folder, revision
-from branchwise.core.config import Sampling
 from branchwise.core.errors import BackendError, SpecError
-from branchwise.core.types import Request, Step, Usage
+from branchwise.core.types import Candidate, Reading, Request, Step, Usage
 
-_Asked: TypeAlias = Ticket[Request, Sequence[Step]]
+_AutoModel: TypeAlias = (
+    AutoModelForCausalLM | AutoModelForSequenceClassification | AutoModelForTokenClassification
+)
 
 
 def load(spec: HF) -> Server:
@@ -43,22 +57,24 @@ def load(spec: HF) -> Server:
     device = _device(spec.device)
     dtype: Dtype = _fast(device) if spec.dtype == "auto" else spec.dtype
     where = folder(spec.model, dtype)
-    try:
-        with without_bars():
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(where)
-            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-                where, dtype=getattr(torch, dtype), attn_implementation=attention.NAME
+    tokenizer, model = _loaded(spec.model, where, dtype, device)
+    smaller = None
+    if spec.draft not in {None, "lookup"}:
+        small = folder(cast("str", spec.draft), dtype)
+        other, smaller = _loaded(cast("str", spec.draft), small, dtype, device)
+        if other.get_vocab() != tokenizer.get_vocab():
+            raise SpecError(
+                f"{spec.draft!r} has another vocabulary than {spec.model!r}",
+                hint="only a model of the same family can draft; draft='lookup' needs none",
             )
-    except (OSError, ValueError) as error:
-        problem = str(error).strip().splitlines()[0]
-        raise SpecError(f"model {spec.model!r} does not load: {problem}") from error
     # Of a local path only its end: the same weights elsewhere are the same model.
     short = where.name if Path(spec.model).expanduser().exists() else spec.model
     name = f"hf/{short}@{revision(spec.model, where)}/{dtype}"
-    model.to(device)  # pyright: ignore[reportArgumentType]  (its type has lost nn.Module's)
-    pack(model)
+    if spec.draft is not None:
+        # The law of what is said stays the same; which sample a seed gives does not.
+        name += f"/{spec.draft}-{spec.guess}"
     try:
-        server = Server(name, model.eval(), tokenizer, spec.max_rows)
+        server = Server(name, model, tokenizer, spec, smaller)
         server.warm_up()
     except Exception as error:
         raise SpecError(
@@ -68,6 +84,34 @@ def load(spec: HF) -> Server:
     return server
 
 
+def _loaded(
+    name: str, where: Path, dtype: Dtype, device: torch.device
+) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    try:
+        with without_bars():
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(where)
+            kind = _kind(AutoConfig.from_pretrained(where))
+            model: PreTrainedModel = kind.from_pretrained(
+                where, dtype=getattr(torch, dtype), attn_implementation=attention.NAME
+            )
+    except (OSError, ValueError, SafetensorError) as error:
+        problem = str(error).strip().splitlines()[0]
+        raise SpecError(f"model {name!r} does not load: {problem}") from error
+    model.to(device)  # pyright: ignore[reportArgumentType]  (its type has lost nn.Module's)
+    pack(model)
+    return tokenizer, model.eval()
+
+
+def _kind(config: PreTrainedConfig) -> type[_AutoModel]:
+    """What class a model's weights are of: reward models have a value head."""
+    for name in config.architectures or ():
+        if name.endswith("ForSequenceClassification"):
+            return AutoModelForSequenceClassification
+        if name.endswith("ForTokenClassification"):
+            return AutoModelForTokenClassification
+    return AutoModelForCausalLM
+
+
 class Server:
     """Answers requests with one model, all that are there at once.
 
@@ -75,7 +119,8 @@ class Server:
         name: the model, its revision and its dtype.
         model: with the attention of this package.
         tokenizer: the model's.
-        max_rows: the most rows that are decoded together.
+        spec: of the engine.
+        smaller: a model that guesses what this one says.
     """
 
     def __init__(
@@ -83,7 +128,8 @@ class Server:
         name: str,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        max_rows: int,
+        spec: HF,
+        smaller: PreTrainedModel | None = None,
     ) -> None:
         self.name = name
         self._tokenizer = tokenizer
@@ -94,119 +140,222 @@ class Server:
         self._room = room or sys.maxsize
         self._vocabulary: int = config.vocab_size
         self._text = Text(tokenizer, self._ends)
-        self._engine = Engine(model, self._ends, max_rows)
+        self._model = Model(model, _bytes(spec.memory))
+        drafter = None
+        if smaller is not None:
+            drafter = Smaller(Model(smaller, _bytes(spec.memory)), spec.guess)
+        elif spec.draft == "lookup":
+            drafter = Lookup(spec.guess)
+        self._engine = Engine(self._model, self._ends, spec.max_rows, drafter)
 
     def warm_up(self) -> None:
-        """Draw a token: whether the loop fits the model shows, and the first call is not slow."""
-        row = Row(context=(0, 0, 0), seed=0, sampling=Sampling(), limit=1)
+        """Read and draw a little: whether the loop fits the model shows, and no call is slow."""
+        row = Row(context=(0, 0, 0), limit=2)
+        if not self._model.speaks:
+            row = Row(context=(0, 0, 0), given=(0,), after=frozenset({0}))
         arrivals = iter([[row]])
-        self._engine.decode(lambda: next(arrivals, []))
+        self._engine.run(lambda: next(arrivals, []))
 
-    def run(self, feed: Feed[Request, Sequence[Step]]) -> None:
-        """Answer each request as soon as its samples are drawn, until there is none left.
+    def run(self, feed: Feed[Asked, Told]) -> None:
+        """Answer each request as soon as its rows are done, until there is none left.
 
         Raises:
             BackendError: the model failed for all of them.
         """
-        drawn: dict[_Asked, Sequence[_Sample]] = {}
+        jobs: dict[Ticket[Asked, Told], _Drawing | _Judging] = {}
 
         def exchange() -> list[Row]:
-            outcomes: list[tuple[_Asked, Sequence[Step] | Exception]] = []
-            for ticket, samples in list(drawn.items()):
-                done = all(sample.row.finish for sample in samples)
+            outcomes: list[tuple[Ticket[Asked, Told], Told | Exception]] = []
+            for ticket, job in list(jobs.items()):
+                done = all(row.done for row in job.rows)
                 if done:
-                    outcomes.append((ticket, [sample.step() for sample in samples]))
+                    outcomes.append((ticket, job.outcome()))
                 if done or ticket.gone:
-                    del drawn[ticket]
-            arrived: list[_Sample] = []
+                    del jobs[ticket]
+            arrived: list[Row] = []
             for ticket in feed.take():
                 try:
-                    drawn[ticket] = self._samples(ticket)
+                    asked = ticket.item
+                    job = self._judge(asked) if isinstance(asked, Judge) else self._draw(asked)
                 except Exception as error:  # noqa: BLE001  (raised in its caller; others go on)
                     outcomes.append((ticket, error))
                 else:
-                    arrived += drawn[ticket]
+                    jobs[ticket] = job
+                    for row in job.rows:
+                        row.gone = partial(getattr, ticket, "gone")
+                    arrived += job.rows
             if outcomes:
                 feed.settle(outcomes)
-            return [sample.row for sample in arrived]
+            return arrived
 
-        self._engine.decode(exchange)
+        self._engine.run(exchange)
 
-    def _samples(self, ticket: _Asked) -> list[_Sample]:
-        request = ticket.item
-        context = self._text.context(request)
-        strange = next((t for t in context if not 0 <= t < self._vocabulary), None)
+    def _draw(self, request: Request) -> _Drawing:
+        if not self._model.speaks:
+            raise SpecError("the model has no language head", hint="it judges: `read` it instead")
+        check(request.sampling, self._vocabulary, self._model.embedding)
+        context = self._checked(self._text.context(request))
+        if not context:
+            raise BackendError("the prompt is empty", hint="the model needs a token to begin with")
+        room = self._room - len(context)
+        if room <= 0:
+            raise self._too_long(len(context))
+        if request.max_tokens <= 0:
+            raise BackendError(
+                f"max_tokens is {request.max_tokens}", hint="ask for one token at least"
+            )
+        asked = len(self._text.context(replace(request, said=())))
+        samples = [_Sample(self._written(request, context)) for _ in request.seeds]
+        rows = [
+            Row(
+                context=context,
+                seed=seed,
+                sampling=request.sampling,
+                limit=min(request.max_tokens, room),
+                asked=asked,
+                top=request.candidates,
+                # Without stop strings the text can wait: to write it once is cheaper.
+                stops=sample.add if request.stop else _never,
+            )
+            for seed, sample in zip(request.seeds, samples, strict=True)
+        ]
+        return _Drawing(rows, samples, self._tokenizer)
+
+    def _judge(self, judge: Judge) -> _Judging:
+        said = judge.request.said
+        context = self._text.context(replace(judge.request, said=said[: judge.since]))
+        pieces = self._text.pieces(said[judge.since :])
+        given = tuple(token for piece in pieces for token in piece)
+        self._checked(context + given)
+        if not all(pieces):
+            raise BackendError("a step to judge is empty", hint="each needs a token at least")
+        if self._model.speaks and not context:
+            raise BackendError("the prompt is empty", hint="the model needs a token to begin with")
+        if len(context) + len(given) > self._room:
+            raise self._too_long(len(context) + len(given))
+        ends = [end - 1 for end in accumulate(map(len, pieces))]
+        after = frozenset(ends) if judge.state or not self._model.speaks else frozenset[int]()
+        return _Judging([Row(context=context, given=given, after=after)], pieces, judge.state)
+
+    def _checked(self, tokens: tuple[int, ...]) -> tuple[int, ...]:
+        strange = next((t for t in tokens if not 0 <= t < self._vocabulary), None)
         if strange is not None:
             raise BackendError(f"the model's vocabulary has no token {strange}")
-        limit = min(request.max_tokens, self._room - len(context))
-        if limit <= 0:
-            raise BackendError(
-                f"a prompt of {len(context)} tokens leaves no room to answer",
-                hint=f"the model holds {self._room} tokens in all, max_tokens must be positive",
-            )
-        return [
-            self._sample(ticket, context, limit, seed, first=index == 0)
-            for index, seed in enumerate(request.seeds)
-        ]
+        return tokens
 
-    def _sample(
-        self,
-        ticket: _Asked,
-        context: tuple[int, ...],
-        limit: int,
-        seed: int,
-        *,
-        first: bool,
-    ) -> _Sample:
-        stop = ticket.item.stop
-        written = Written(self._tokenizer, context, stop, self._ends)
-        row = Row(
-            context=context,
-            seed=seed,
-            sampling=ticket.item.sampling,
-            limit=limit,
-            # Without stop strings the text can wait: to write it once is cheaper than in pieces.
-            stops=(lambda token: written.add([token])) if stop else (lambda _: False),
-            gone=lambda: ticket.gone,
+    def _too_long(self, tokens: int) -> BackendError:
+        return BackendError(
+            f"{tokens} tokens do not fit the model, which holds {self._room}",
+            hint="shorten the prompt",
         )
-        return _Sample(row, written, read_at_end=not stop, first=first)
+
+    def _written(self, request: Request, context: Sequence[int]) -> Written:
+        return Written(self._tokenizer, context, request.stop, self._ends)
+
+
+@dataclass(slots=True)
+class _Sample:
+    """The text of a row.
+
+    Args:
+        written: what is written.
+        read: how many of the row's tokens are.
+    """
+
+    written: Written
+    read: int = 0
+
+    def add(self, token: int) -> bool:
+        self.read += 1
+        return self.written.add([token])
+
+    def text(self, row: Row) -> str:
+        self.written.add(row.tokens[self.read :])
+        return self.written.text
 
 
 @dataclass(frozen=True, slots=True)
-class _Sample:
-    """A row and its text.
+class _Drawing:
+    rows: Sequence[Row]
+    samples: Sequence[_Sample]
+    tokenizer: PreTrainedTokenizerBase
 
-    Args:
-        row: what the engine draws.
-        written: its text.
-        read_at_end: whether the text has not been written as the tokens came.
-        first: whether it is its request's first, which carries the cost of the prompt.
-    """
+    def outcome(self) -> Sequence[Step] | Exception:
+        errors = [row.error for row in self.rows if row.error is not None]
+        steps = [
+            None if row.error else self._step(row, sample, first=index == 0)
+            for index, (row, sample) in enumerate(zip(self.rows, self.samples, strict=True))
+        ]
+        if errors:
+            return BackendError(errors[0].message, hint=errors[0].hint, arrived=steps)
+        return [step for step in steps if step is not None]
 
-    row: Row
-    written: Written
-    read_at_end: bool
-    first: bool
-
-    def step(self) -> Step:
-        row = self.row
-        if self.read_at_end:
-            self.written.add(row.tokens)
+    def _step(self, row: Row, sample: _Sample, *, first: bool) -> Step:
         usage = Usage(
-            calls=int(self.first),
-            prompt=row.read if self.first else 0,
-            cached=len(row.context) - row.read if self.first else 0,
+            calls=int(first),
+            prompt=row.read if first else 0,
+            cached=max(0, len(row.context) - row.read) if first else 0,
             completion=len(row.tokens),
             seconds=row.seconds,
         )
         return Step(
-            self.written.text,
+            sample.text(row),
             tuple(row.tokens),
             sum(row.logprobs),
             tuple(row.logprobs),
             row.finish or "length",
             usage,
+            proposals=tuple(row.proposals),
+            candidates=tuple(map(self._candidates, row.tops)),
         )
+
+    def _candidates(self, top: Sequence[tuple[int, float, float]]) -> tuple[Candidate, ...]:
+        return tuple(
+            Candidate(
+                token,
+                cast("str", self.tokenizer.decode([token])),
+                logprob,
+                None if proposal == -math.inf else proposal,
+            )
+            for token, logprob, proposal in top
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Judging:
+    rows: Sequence[Row]  # one
+    pieces: Sequence[tuple[int, ...]]
+    state: bool
+
+    def outcome(self) -> Sequence[Reading] | Exception:
+        (row,) = self.rows
+        if row.error is not None:
+            return row.error
+        ends = [0, *accumulate(map(len, self.pieces))]
+        return [
+            Reading(
+                piece,
+                tuple(row.logprobs[begin:end]),
+                row.values.get(end - 1, ()),
+                row.states.get(end - 1, ()) if self.state else (),
+                self._usage(row, len(piece), first=not begin),
+            )
+            for piece, (begin, end) in zip(self.pieces, pairwise(ends), strict=True)
+        ]
+
+    def _usage(self, row: Row, tokens: int, *, first: bool) -> Usage:
+        if not first:
+            return Usage(prompt=tokens)
+        cached = max(0, len(row.context) - row.read)
+        return Usage(1, tokens + row.read, cached, seconds=row.seconds)
+
+
+def _never(_token: int) -> bool:
+    return False
+
+
+def _bytes(gigabytes: float) -> int:
+    return int(gigabytes * 2**30)
 
 
 def _device(name: str) -> torch.device:
@@ -235,7 +384,7 @@ def _fast(device: torch.device) -> Dtype:
 def _ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """Every token that ends an answer, whoever declares it."""
     ends: set[int] = set()
-    config = model.generation_config
+    config = getattr(model, "generation_config", None)  # reward models have none
     for declared in (config and config.eos_token_id, tokenizer.eos_token_id):
         if isinstance(declared, int):
             ends.add(declared)

@@ -9,7 +9,7 @@ from typing import cast
 from transformers import PreTrainedTokenizerBase
 
 from branchwise.core.errors import BackendError, SpecError
-from branchwise.core.types import Json, Message, Request, Tool
+from branchwise.core.types import Json, Message, Request, Step, Tool
 
 _TAIL = 8  # tokens before a sample that decide how its first characters are written
 
@@ -38,10 +38,11 @@ class Text:
             )
         if request.tools and not request.messages:
             raise SpecError("tools need messages", hint="a plain prompt describes them itself")
-        tokens = [*self._asked(request), *self._said(request)]
-        if not tokens:
-            raise BackendError("the prompt is empty", hint="the model needs a token to begin with")
-        return tuple(tokens)
+        return (*self._asked(request), *self._said(request.said))
+
+    def pieces(self, steps: Sequence[Step]) -> list[tuple[int, ...]]:
+        """The tokens of each step by itself, so that each has a last one."""
+        return [tuple(self._said([step])) for step in steps]
 
     def _asked(self, request: Request) -> Sequence[int]:
         if request.tokens is not None:
@@ -50,11 +51,11 @@ class Text:
             return self._encode(request.prompt, special=True)
         return self._encode(self._rendered(request.messages, request.tools), special=False)
 
-    def _said(self, request: Request) -> list[int]:
+    def _said(self, steps: Sequence[Step]) -> list[int]:
         """The answer so far: tokens where the steps carry them, else their text in one piece."""
         tokens: list[int] = []
         text = ""
-        for step in request.said:
+        for step in steps:
             if step.tokens:
                 tokens += self._encode(text, special=False)
                 text = ""

@@ -1,0 +1,78 @@
+"""A fork at any token: 1,000 of them in a prefix of 1,024 tokens, in time and in bytes.
+
+    python benchmarks/fork.py [--model NAME] [--quick]
+
+Ours finds the place by the tokens before it, and hangs a token on it; theirs copies the keys and
+values before the place into a `DynamicCache`, which is freed again.
+"""
+
+from __future__ import annotations
+
+import random
+import tracemalloc
+from collections.abc import AsyncIterator, Sequence
+
+import torch
+from dashboard import Line, Setting, compare, main, repeated
+from roofline import Shape
+from transformers import AutoConfig, DynamicCache
+
+from branchwise.backends.hf.pool import Space
+from branchwise.backends.hf.prefix import Tree
+from branchwise.backends.models import folder
+
+PREFIX = tuple(range(1024))
+FORKS = 1000
+
+
+def fork_ours(places: Sequence[int]) -> Tree:
+    """A tree with a child at each of the places."""
+    tree = Tree(Space(len(PREFIX) + len(places)))
+    tree.adopt(tree.top, PREFIX, tree.room(len(PREFIX)) or ())
+    for number, at in enumerate(places):
+        # Every child begins with a token that the tree has nowhere else.
+        place = tree.find(PREFIX[:at])
+        tree.hold(tree.add(place, (len(PREFIX) + number,), tree.room(1) or ()))
+    return tree
+
+
+def fork_theirs(cache: DynamicCache, places: Sequence[int]) -> None:
+    """A copy of the cache up to each of the places."""
+    for at in places:
+        copy = DynamicCache()
+        for index, layer in enumerate(cache.layers):
+            copy.update(layer.keys[:, :, :at].clone(), layer.values[:, :, :at].clone(), index)
+
+
+async def lines(setting: Setting) -> AsyncIterator[Line]:
+    """One line."""
+    count = 100 if setting.quick else FORKS
+    draw = random.Random(0)
+    places = [draw.randrange(1, len(PREFIX)) for _ in range(count)]
+    config = AutoConfig.from_pretrained(folder(setting.model, "bfloat16"))
+    shape = Shape.of(config, setting.dtype)
+    cache = DynamicCache()
+    for index in range(shape.layers):
+        size = (1, shape.key_heads, len(PREFIX), shape.size)
+        block = torch.zeros(size, dtype=getattr(torch, setting.dtype))
+        cache.update(block, block.clone(), index)
+    tracemalloc.start()
+    tree = fork_ours(places)
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    copied = sum(places) / count * shape.token
+    yield await compare(
+        setting,
+        f"each of {count} forks in a prefix of {len(PREFIX)}",
+        "copies of a DynamicCache",
+        repeated(lambda: fork_ours(places), 3, count),
+        repeated(lambda: fork_theirs(cache, places), 1, count),
+        notes=(
+            f"keys and values copied: none and {copied / 1e6:.1f} MB; "
+            f"bookkeeping: {held / tree.segments:.0f} bytes"
+        ),
+    )
+
+
+if __name__ == "__main__":
+    main(__doc__ or "", lines)

@@ -1,0 +1,191 @@
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from test_hf_backend import PROMPTS, tiny_tokenizer  # noqa: E402  (after the check that torch is there)
+from tiny import config  # noqa: E402
+
+from branchwise.backends.hf import HF  # noqa: E402
+from branchwise.core.aio import gather  # noqa: E402
+from branchwise.core.config import Sampling  # noqa: E402
+from branchwise.core.errors import BackendError, SpecError  # noqa: E402
+from branchwise.core.types import Request, Scoring, Step  # noqa: E402
+
+pytestmark = pytest.mark.anyio
+
+KINDS = {
+    "lm": transformers.AutoModelForCausalLM,
+    "sequence": transformers.AutoModelForSequenceClassification,
+    "token": transformers.AutoModelForTokenClassification,
+}
+SAID = tuple(map(Step, (" sat on", " the mat", ", the dog saw", " the cat.")))
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Small tensors, busy machines: threads that wait for each other would cost seconds."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A language model and two reward models, of random weights."""
+    tokenizer = tiny_tokenizer()
+    made = {}
+    for kind, auto in KINDS.items():
+        path = tmp_path_factory.mktemp(kind)
+        torch.manual_seed(0)
+        shape = config("qwen2", vocab_size=len(tokenizer), num_labels=2, max_position_embeddings=99)
+        model = auto.from_config(shape)
+        if kind != "lm":
+            torch.nn.init.normal_(model.score.weight)
+        model.save_pretrained(path)
+        tokenizer.save_pretrained(path)
+        made[kind] = str(path)
+    return made
+
+
+@pytest.fixture
+def peers(folders):
+    return {kind: auto.from_pretrained(folders[kind]).eval() for kind, auto in KINDS.items()}
+
+
+def opened(folder):
+    return HF(model=folder, dtype="float32", device="cpu").open()
+
+
+def ids(folder, *texts):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    return [tuple(tokenizer.encode(text)) for text in texts]
+
+
+@pytest.mark.parametrize("since", [0, 2, 3])
+async def test_log_probabilities_of_what_was_said_are_those_of_a_plain_pass(folders, peers, since):
+    context, *pieces = ids(folders["lm"], "the cat", *(step.text for step in SAID))
+    async with opened(folders["lm"]) as backend:
+        assert isinstance(backend, Scoring)
+        request = Request(prompt="the cat", said=SAID)
+        readings = await backend.read(request, since=since, state=True)
+        again = await backend.read(request, since=since, state=True)
+    whole = [*context, *(token for piece in pieces for token in piece)]
+    with torch.inference_mode():
+        seen = peers["lm"](torch.tensor([whole]), output_hidden_states=True)
+    laws = seen.logits[0].log_softmax(-1)
+    end = len(context) + sum(map(len, pieces[:since]))
+    for reading, other, piece in zip(readings, again, pieces[since:], strict=True):
+        begin, end = end, end + len(piece)
+        expected = [laws[i - 1, whole[i]].item() for i in range(begin, end)]
+        assert reading.tokens == piece
+        assert reading.logprobs == pytest.approx(expected, abs=1e-4)
+        assert other.logprobs == pytest.approx(expected, abs=1e-4)
+        assert reading.logprob == pytest.approx(sum(expected), abs=1e-3)
+        assert reading.state == pytest.approx(seen.hidden_states[-1][0, end - 1].tolist(), abs=1e-4)
+        assert reading.values == ()
+    first = begin if since == len(SAID) - 1 else None
+    usage = readings[0].usage
+    assert usage.calls == 1
+    assert usage.prompt == len(context) + sum(map(len, pieces[: since + 1]))
+    # The second time the context is there; its last token is read again for what follows it.
+    assert again[0].usage.cached == len(context) + sum(map(len, pieces[:since])) - 1
+    assert first is None or first == len(whole) - len(pieces[-1])
+
+
+@pytest.mark.parametrize("kind", ["sequence", "token"])
+async def test_values_are_those_of_the_models_own_head(folders, peers, kind):
+    context, *pieces = ids(folders[kind], "the cat", *(step.text for step in SAID))
+    async with opened(folders[kind]) as backend:
+        requests = [Request(prompt="the cat", said=SAID[:n]) for n in (1, 2, 4, 4)]
+        answers = await gather(backend.read, requests)
+        with pytest.raises(SpecError, match="no language head"):
+            await backend.complete(requests[0])
+    end = len(context)
+    for i, piece in enumerate(pieces):
+        end += len(piece)
+        tokens = torch.tensor([(context + sum(map(tuple, pieces), ()))[:end]])
+        with torch.inference_mode():
+            logits = peers[kind](tokens).logits[0]
+        expected = (logits if kind == "sequence" else logits[-1]).tolist()
+        for readings in answers:
+            if i < len(readings):
+                assert readings[i].values == pytest.approx(expected, abs=1e-4)
+                assert readings[i].logprobs == ()
+
+
+async def test_what_is_judged_step_by_step_is_read_once(folders):
+    context, *pieces = ids(folders["token"], "the cat", *(step.text for step in SAID))
+    read = 0
+    async with opened(folders["token"]) as backend:
+        for n in range(len(SAID)):
+            request = Request(prompt="the cat", said=SAID[: n + 1])
+            readings = await backend.read(request, since=n)
+            read += sum(reading.usage.prompt for reading in readings)
+    assert read == len(context) + sum(map(len, pieces))
+
+
+async def test_judging_and_drawing_share_passes_and_change_nothing(folders):
+    requests = [
+        Request(prompt=p, seeds=(1, 2), sampling=Sampling(), max_tokens=9, said=SAID[:1])
+        for p in PROMPTS[:3]
+    ]
+    async with opened(folders["lm"]) as backend:
+        drawn = [await backend.complete(request) for request in requests]
+        judged = [await backend.read(request) for request in requests]
+    async with opened(folders["lm"]) as backend:
+        both = await gather(
+            lambda job: job[0](job[1]),
+            [(call, r) for r in requests for call in (backend.complete, backend.read)],
+        )
+    assert [[s.tokens for s in steps] for steps in both[::2]] == [
+        [s.tokens for s in steps] for steps in drawn
+    ]
+    for one, other in zip(both[1::2], judged, strict=True):
+        assert one[0].logprobs == pytest.approx(other[0].logprobs, abs=1e-4)
+
+
+async def test_what_was_drawn_is_judged_as_it_was_drawn(folders):
+    request = Request(prompt="the cat", seeds=(3,), sampling=Sampling(top_p=0.8), max_tokens=12)
+    async with opened(folders["lm"]) as backend:
+        (step,) = await backend.complete(request)
+        (reading,) = await backend.read(Request(prompt="the cat", said=(step,)))
+    ended = step.finish == "end"
+    assert reading.tokens == step.tokens[: len(step.tokens) - ended]
+    assert reading.logprobs == pytest.approx(step.logprobs[: len(reading.tokens)], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [((Step(""),), "is empty"), ((Step("a" * 200),), "do not fit the model, which holds 99")],
+)
+async def test_what_cannot_be_judged_is_said(folders, said, words):
+    async with opened(folders["lm"]) as backend:
+        assert await backend.read(Request(prompt="the cat")) == []
+        with pytest.raises(BackendError, match=words):
+            await backend.read(Request(prompt="the cat", said=said))
+        assert len(await backend.complete(Request(prompt="a", max_tokens=1))) == 1
+
+
+async def test_candidates_are_the_most_probable_tokens_before_and_after_adapters(folders, peers):
+    how = Sampling(temperature=0.5, top_k=2)
+    request = Request(prompt="the cat", sampling=how, max_tokens=4, candidates=5)
+    async with opened(folders["lm"]) as backend:
+        (step,) = await backend.complete(request)
+    path = list(ids(folders["lm"], "the cat")[0])
+    for token, logprob, proposal, candidates in zip(
+        step.tokens, step.logprobs, step.proposals, step.candidates, strict=True
+    ):
+        with torch.inference_mode():
+            logits = peers["lm"](torch.tensor([path])).logits[0, -1].double()
+        laws = logits.log_softmax(-1), (logits / 0.5).topk(2).values.log_softmax(-1)
+        assert [c.token for c in candidates] == logits.topk(5).indices.tolist()
+        assert [c.logprob for c in candidates] == pytest.approx(
+            laws[0].topk(5).values.tolist(), abs=1e-4
+        )
+        assert [c.proposal for c in candidates[:2]] == pytest.approx(laws[1].tolist(), abs=1e-4)
+        assert [c.proposal for c in candidates[2:]] == [None] * 3
+        (chosen,) = [c for c in candidates if c.token == token]
+        assert (chosen.logprob, chosen.proposal) == pytest.approx((logprob, proposal), abs=1e-6)
+        path.append(token)
