@@ -2,8 +2,9 @@
 
     python benchmarks/fork.py [--model NAME] [--quick]
 
-Ours finds the place by the tokens before it, and hangs a token on it; theirs copies the keys and
-values before the place into a `DynamicCache`, which is freed again.
+Ours is a place in the tree that is held; then the same with the place found by the tokens before it
+and with a token, which takes a slot, hung on it. Theirs copies the keys and values before the place
+into a `DynamicCache`, which is freed again.
 """
 
 from __future__ import annotations
@@ -18,11 +19,19 @@ from roofline import Shape
 from transformers import AutoConfig, DynamicCache
 
 from branchwise.backends.hf.pool import Space
-from branchwise.backends.hf.prefix import Tree
+from branchwise.backends.hf.prefix import Place, Segment, Tree
 from branchwise.backends.models import folder
 
 PREFIX = tuple(range(1024))
 FORKS = 1000
+
+
+def fork_there(tree: Tree, segment: Segment, places: Sequence[int]) -> None:
+    """Hold each of the places, and let go of it."""
+    for at in places:
+        place = Place(segment, at)
+        tree.hold(place.segment)
+        tree.release(place.segment)
 
 
 def fork_ours(places: Sequence[int]) -> Tree:
@@ -45,7 +54,7 @@ def fork_theirs(cache: DynamicCache, places: Sequence[int]) -> None:
 
 
 async def lines(setting: Setting) -> AsyncIterator[Line]:
-    """One line."""
+    """Both ways to fork."""
     count = 100 if setting.quick else FORKS
     draw = random.Random(0)
     places = [draw.randrange(1, len(PREFIX)) for _ in range(count)]
@@ -61,16 +70,22 @@ async def lines(setting: Setting) -> AsyncIterator[Line]:
     held, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     copied = sum(places) / count * shape.token
+    trunk = tree.find(PREFIX[:1]).segment
     yield await compare(
         setting,
-        f"each of {count} forks in a prefix of {len(PREFIX)}",
+        f"each of {count} forks at a known place of a prefix of {len(PREFIX)}",
+        "copies of a DynamicCache",
+        repeated(lambda: fork_there(tree, trunk, places), 3, count),
+        repeated(lambda: fork_theirs(cache, places), 1, count),
+        notes=f"keys and values copied: none and {copied / 1e6:.1f} MB",
+    )
+    yield await compare(
+        setting,
+        "the same, found by its tokens, with a token hung on it",
         "copies of a DynamicCache",
         repeated(lambda: fork_ours(places), 3, count),
         repeated(lambda: fork_theirs(cache, places), 1, count),
-        notes=(
-            f"keys and values copied: none and {copied / 1e6:.1f} MB; "
-            f"bookkeeping: {held / tree.segments:.0f} bytes"
-        ),
+        notes=f"bookkeeping: {held / tree.segments:.0f} bytes",
     )
 
 

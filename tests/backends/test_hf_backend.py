@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # 
 
 from branchwise.backends.hf import HF, engine  # noqa: E402  (after the check that torch is there)
 from branchwise.backends.hf.engine import Engine  # noqa: E402
-from branchwise.backends.hf.text import Written  # noqa: E402
+from branchwise.backends.hf.text import Stops, Written  # noqa: E402
 from branchwise.core.aio import gather  # noqa: E402
 from branchwise.core.config import Sampling  # noqa: E402
 from branchwise.core.errors import BackendError, SpecError  # noqa: E402
@@ -476,6 +476,22 @@ def test_a_stop_string_is_seen_across_tokens_and_characters(folder):
     stopped = [written.add([token]) for token in encode(folder, TEXT)]
     assert written.text == TEXT
     assert tokenizer.decode(encode(folder, TEXT)[: stopped.index(True) + 1]).endswith("字 🦊")
+
+
+def test_no_token_that_completes_a_stop_string_is_passed_over(folder):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokens = encode(folder, TEXT)
+    completed = 0
+    for begin in range(len(TEXT)):
+        for length in (1, 2, 5):
+            stop = (TEXT[begin : begin + length],)
+            stops, written = Stops(tokenizer, stop), Written(tokenizer, (), stop, frozenset())
+            for token in tokens:
+                if written.add([token]):
+                    completed += 1
+                    assert stops.completes(token)
+    assert completed > 300
+    assert not Stops(tokenizer, ("\n",)).completes(tokens[0])
 
 
 @pytest.mark.real

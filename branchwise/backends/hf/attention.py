@@ -95,25 +95,54 @@ class Pass:
         Returns:
             shape (1, tokens, heads, size).
         """
+        keys, values, slots = self.places(layer)
+        keys.index_copy_(1, slots, key[0])
+        values.index_copy_(1, slots, value[0])
+        how = {"scale": scale, "softcap": softcap}
+        out = self.attended(layer, query[0].transpose(0, 1), window=window, **how)
+        return out[None].to(query.dtype)
+
+    def places(self, layer: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The keys and values of a layer, and the slots where those of this pass belong."""
+        return self._pool.keys[layer], self._pool.values[layer], self._slots
+
+    def attended(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        *,
+        scale: float,
+        window: int = 0,
+        softcap: float = 0.0,
+    ) -> torch.Tensor:
+        """As `attend`, where keys and values are in their places already.
+
+        Args:
+            layer: the layer's index.
+            query: shape (tokens, heads, size).
+            scale: of the products.
+            window: how many tokens back a token looks, itself included; 0 for all.
+            softcap: bounds the scores smoothly; 0 does not.
+
+        Returns:
+            float32, shape (tokens, heads, size).
+        """
         self.layers += 1
-        query, key, value = query[0], key[0], value[0]
-        keys, values = self._pool.keys[layer], self._pool.values[layer]
-        keys.index_copy_(1, self._slots, key)
-        values.index_copy_(1, self._slots, value)
-        heads, tokens, size = query.shape
-        plan = self._plan(window, bool(softcap), heads)
-        out = query.new_zeros((tokens, heads, size), dtype=torch.float32)
-        lse = query.new_full((tokens, heads), -torch.inf, dtype=torch.float32)
+        keys, values, slots = self.places(layer)
+        plan = self._plan(window, bool(softcap), query.shape[1])
+        out = query.new_zeros(query.shape, dtype=torch.float32)
+        lse = query.new_full(query.shape[:2], -torch.inf, dtype=torch.float32)
+        by_head = query.transpose(0, 1)
         for rows in plan.prompts:
-            part = _causal(query[:, rows], key[:, rows], value[:, rows], scale)
+            own = slots[rows]
+            part = _causal(by_head[:, rows], keys[:, own], values[:, own], scale)
             _merge(out, lse, rows, part, fresh=True)
         for rows, (start, length), fresh in plan.shared:
             read = keys[:, start : start + length], values[:, start : start + length]
-            _merge(out, lse, rows, _dense(query[:, rows], *read, scale), fresh=fresh)
+            _merge(out, lse, rows, _dense(by_head[:, rows], *read, scale), fresh=fresh)
         if plan.rest is not None:
-            rest = plan.rest
-            attend(query.transpose(0, 1), keys, values, rest, out, lse, scale, softcap)
-        return out[None].to(query.dtype)
+            attend(query, keys, values, plan.rest, out, lse, scale, softcap)
+        return out
 
     def _planned(self, window: int, capped: bool, heads: int) -> _Plan:
         longest = max(span.position + len(span.tokens) for span in self._spans)

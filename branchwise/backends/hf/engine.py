@@ -69,11 +69,11 @@ class Engine:
                 while True:
                     self._waiting.extend(_together(more()))
                     self._leave([row for row in self._live if row.gone()])
+                    if not self._live and not self._waiting:
+                        return
                     self._admit()
                     if self._live:
                         self._pass()
-                    elif not self._waiting:
-                        return
         except BaseException:
             # What the tree calls read may not have been.
             self._clear()

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TypeAlias, cast
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -35,7 +34,7 @@ from branchwise.backends.hf.quiet import without_bars
 from branchwise.backends.hf.row import Row
 from branchwise.backends.hf.sampler import check
 from branchwise.backends.hf.speculation import Lookup, Smaller
-from branchwise.backends.hf.text import Text, Written
+from branchwise.backends.hf.text import Stops, Text, Written
 from branchwise.backends.models import Dtype, folder, revision
 from branchwise.core.errors import BackendError, SpecError
 from branchwise.core.types import Candidate, Reading, Request, Step, Usage
@@ -94,8 +93,8 @@ def _loaded(
             model: PreTrainedModel = kind.from_pretrained(
                 where, dtype=getattr(torch, dtype), attn_implementation=attention.NAME
             )
-    except (OSError, ValueError, SafetensorError) as error:
-        problem = str(error).strip().splitlines()[0]
+    except Exception as error:  # what is damaged fails in many ways
+        problem = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise SpecError(f"model {name!r} does not load: {problem}") from error
     model.to(device)  # pyright: ignore[reportArgumentType]  (its type has lost nn.Module's)
     pack(model)
@@ -205,7 +204,8 @@ class Server:
                 f"max_tokens is {request.max_tokens}", hint="ask for one token at least"
             )
         asked = len(self._text.context(replace(request, said=())))
-        samples = [_Sample(self._written(request, context)) for _ in request.seeds]
+        stops = self._text.stops(request.stop)
+        samples = [_Sample(self._written(request, context), stops) for _ in request.seeds]
         rows = [
             Row(
                 context=context,
@@ -214,8 +214,7 @@ class Server:
                 limit=min(request.max_tokens, room),
                 asked=asked,
                 top=request.candidates,
-                # Without stop strings the text can wait: to write it once is cheaper.
-                stops=sample.add if request.stop else _never,
+                stops=sample.add,
             )
             for seed, sample in zip(request.seeds, samples, strict=True)
         ]
@@ -255,23 +254,29 @@ class Server:
 
 @dataclass(slots=True)
 class _Sample:
-    """The text of a row.
+    """The text of a row, written down when it must be known: once is cheaper than in pieces.
 
     Args:
         written: what is written.
-        read: how many of the row's tokens are.
+        stops: the strings that end it.
     """
 
     written: Written
-    read: int = 0
+    stops: Stops
+    _unwritten: list[int] = field(default_factory=list[int])
 
     def add(self, token: int) -> bool:
-        self.read += 1
-        return self.written.add([token])
+        """Take the next token; whether it completes a stop string."""
+        self._unwritten.append(token)
+        return self.stops.completes(token) and self._write()
 
-    def text(self, row: Row) -> str:
-        self.written.add(row.tokens[self.read :])
+    def text(self) -> str:
+        self._write()
         return self.written.text
+
+    def _write(self) -> bool:
+        tokens, self._unwritten = self._unwritten, []
+        return self.written.add(tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,7 +304,7 @@ class _Drawing:
             seconds=row.seconds,
         )
         return Step(
-            sample.text(row),
+            sample.text(),
             tuple(row.tokens),
             sum(row.logprobs),
             tuple(row.logprobs),
@@ -348,10 +353,6 @@ class _Judging:
             return Usage(prompt=tokens)
         cached = max(0, len(row.context) - row.read)
         return Usage(1, tokens + row.read, cached, seconds=row.seconds)
-
-
-def _never(_token: int) -> bool:
-    return False
 
 
 def _bytes(gigabytes: float) -> int:

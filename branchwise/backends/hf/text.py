@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import lru_cache, partial
 from typing import cast
 
 from transformers import PreTrainedTokenizerBase
@@ -25,6 +26,10 @@ class Text:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, ends: frozenset[int]) -> None:
         self._tokenizer = tokenizer
         self._ends = ends
+        # A search asks the same question at every step, with the same stop strings.
+        self._chat = lru_cache(256)(self._chatted)
+        self._prompt = lru_cache(256)(lambda prompt: self._encode(prompt, special=True))
+        self.stops = lru_cache(256)(partial(Stops, tokenizer))
 
     def context(self, request: Request) -> tuple[int, ...]:
         """The tokens that a request's samples continue.
@@ -48,8 +53,13 @@ class Text:
         if request.tokens is not None:
             return request.tokens
         if request.prompt is not None:
-            return self._encode(request.prompt, special=True)
-        return self._encode(self._rendered(request.messages, request.tools), special=False)
+            return self._prompt(request.prompt)
+        if request.tools:
+            return self._encode(self._rendered(request.messages, request.tools), special=False)
+        return self._chat(request.messages)
+
+    def _chatted(self, messages: tuple[Message, ...]) -> list[int]:
+        return self._encode(self._rendered(messages, ()), special=False)
 
     def _said(self, steps: Sequence[Step]) -> list[int]:
         """The answer so far: tokens where the steps carry them, else their text in one piece."""
@@ -97,6 +107,35 @@ class Text:
         except Exception as error:
             # Templates are programs of the model's makers; many raise where roles do not alternate.
             raise BackendError(f"the model's chat template refuses: {error}") from error
+
+
+class Stops:
+    """Which tokens can complete one of several strings: only after these is the text looked at.
+
+    Args:
+        tokenizer: the model's.
+        strings: those that end a sample.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, strings: tuple[str, ...]) -> None:
+        self._tokenizer = tokenizer
+        self._last = {string[-1:] for string in strings}
+        # What a token says at the beginning of a text may lack its space; so it is put after this.
+        self._before = tokenizer.encode("a", add_special_tokens=False)[-1:]
+        self._known: dict[int, bool] = {}
+
+    def completes(self, token: int) -> bool:
+        """Whether one of the strings may end in this token; a part of a character always may."""
+        known = self._known.get(token)
+        if known is None:
+            alone, both = (
+                cast("str", self._tokenizer.decode(tokens, clean_up_tokenization_spaces=False))
+                for tokens in (self._before, [*self._before, token])
+            )
+            piece = both[len(alone) :]
+            known = "�" in piece or any(last in piece for last in self._last)
+            self._known[token] = known
+        return known
 
 
 class Written:

@@ -101,6 +101,11 @@ class Caller:
             SpecError: the request asks for what no server can do.
             BackendError: this server cannot continue this answer.
         """
+        if request.candidates:
+            raise SpecError(
+                "servers do not tell candidates by their token ids",
+                hint="the local engine does: backend kind hf",
+            )
         so_far = request.so_far
         if so_far and request.schema is not None:
             raise SpecError(
