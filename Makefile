@@ -32,6 +32,7 @@ bench: .venv/for-test
 	$(BIN)/python benchmarks/sampler.py
 	$(BIN)/python benchmarks/attention.py
 	$(BIN)/python benchmarks/fork.py
+	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/decode.py
 	$(BIN)/python benchmarks/speculation.py
 	$(BIN)/python benchmarks/best_of_n.py $(QUICK)

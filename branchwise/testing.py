@@ -67,7 +67,10 @@ async def check_backend(backend: Backend, request: Request, *, seeded: bool = Tr
     for step in steps:
         if step.logprobs and step.tokens:
             assert len(step.logprobs) == len(step.tokens), "one log-probability for each token"
-        assert max(step.logprobs, default=0) <= _ROUNDING, "log-probabilities are at most 0"
+        for each in (step.proposals, step.candidates):
+            assert len(each) in {0, len(step.tokens)}, "something for each token, or for none"
+        highest = max((*step.logprobs, *step.proposals), default=0)
+        assert highest <= _ROUNDING, "log-probabilities are at most 0"
         if step.finish == "stop" and request.stop:
             assert any(stop in step.text for stop in request.stop), "a stop string ends the text"
         assert step.usage.completion <= request.max_tokens, "more tokens than max_tokens"
