@@ -192,7 +192,7 @@ async def test_tool_calls():
 
 
 async def test_candidates_are_refused():
-    async with talking() as (server, backend):
+    async with talking(chat("never asked")) as (server, backend):
         with pytest.raises(SpecError, match="candidates"):
             await backend.complete(request(candidates=3))
     assert server.bodies == []
