@@ -30,8 +30,8 @@ def fork_there(tree: Tree, segment: Segment, places: Sequence[int]) -> None:
     """Hold each of the places, and let go of it."""
     for at in places:
         place = Place(segment, at)
-        tree.hold(place.segment)
-        tree.release(place.segment)
+        tree.hold(place)
+        tree.release(place)
 
 
 def fork_ours(places: Sequence[int]) -> Tree:
@@ -41,7 +41,8 @@ def fork_ours(places: Sequence[int]) -> Tree:
     for number, at in enumerate(places):
         # Every child begins with a token that the tree has nowhere else.
         place = tree.find(PREFIX[:at])
-        tree.hold(tree.add(place, (len(PREFIX) + number,), tree.room(1) or ()))
+        child = tree.add(place, (len(PREFIX) + number,), tree.room(1) or ())
+        tree.hold(Place(child, 1))
     return tree
 
 

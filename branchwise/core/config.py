@@ -134,7 +134,7 @@ class Sampling(Config):
 
     temperature: float = Field(default=1.0, ge=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
-    top_k: int = Field(default=0, ge=0)
+    top_k: int = Field(default=0, ge=0, lt=2**31)
     min_p: float = Field(default=0.0, ge=0, le=1)
     typical_p: float = Field(default=1.0, gt=0, le=1)
     epsilon_cutoff: float = Field(default=0.0, ge=0, lt=1)
@@ -145,7 +145,7 @@ class Sampling(Config):
     mirostat: Literal[0, 1, 2] = 0
     mirostat_tau: float = Field(default=5.0, gt=0)
     mirostat_eta: float = Field(default=0.1, gt=0)
-    repetition_penalty: float = Field(default=1.0, gt=0)
+    repetition_penalty: float = Field(default=1.0, ge=0.01, le=100)
     frequency_penalty: float = Field(default=0.0, ge=-2, le=2)
     presence_penalty: float = Field(default=0.0, ge=-2, le=2)
     logit_bias: _Biases = Bias({})

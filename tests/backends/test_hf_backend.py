@@ -233,9 +233,11 @@ async def test_messages_go_through_the_chat_template(spec, folder):
         (
             Request(tokens=(5,) * 300),
             BackendError,
-            "300 tokens do not fit the model, which holds 256",
+            "300 tokens and one more do not fit the model, which holds 256",
         ),
         (Request(prompt="a", max_tokens=0), BackendError, "max_tokens is 0"),
+        (Request(prompt="a", seeds=(-1,)), SpecError, "seeds lie between"),
+        (Request(prompt="a", candidates=-1), SpecError, "candidates are not negative"),
         (Request(tokens=(5, 9999)), BackendError, "vocabulary has no token 9999"),
         (Request(tokens=(-1,)), BackendError, "vocabulary has no token -1"),
         (
@@ -382,14 +384,14 @@ async def test_leaving_the_backend_ends_what_is_under_way_within_a_step(spec, mo
 
     async with (
         anyio.create_task_group() as group,
-        stepped(monkeypatch, 4) as (steps, paused, go),  # the first two draws are the warm-up's
+        stepped(monkeypatch, 6) as (steps, paused, go),  # the first four draws are the warm-up's
         spec.open() as backend,
     ):
         group.start_soon(complete)
         await paused.wait()
         group.start_soon(once_blocked, go.set)
     assert errors == ["the backend is closed"]
-    assert len(steps) == 4
+    assert len(steps) == 6
 
 
 async def test_a_cancelled_scope_around_the_backend_ends_it_within_a_step(spec, monkeypatch):
@@ -468,6 +470,28 @@ def test_texts_of_steps_join_wherever_they_are_cut(folder):
         second.add(tokens[cut:])
         assert "�" not in first.text
         assert first.text + second.text == TEXT
+
+
+def test_characters_in_pieces_of_bytes_are_written_once():
+    """The tokenizers of Llama 2 and Mistral: a run of bytes is read as a whole, or not at all."""
+    characters = sorted(set(TEXT))
+    vocabulary = {f"<0x{i:02X}>": i for i in range(256)} | {"▁": 256, "a": 257, "<unk>": 258}
+    model = models.BPE(vocab=vocabulary, merges=[], byte_fallback=True, unk_token="<unk>")
+    tokenizer = Tokenizer(model)
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    text = "a漢字🦊🦊aé" + "".join(characters)
+    tokens = [
+        257 if c == "a" else byte for c in text for byte in ([257] if c == "a" else c.encode())
+    ]
+    assert fast.decode(tokens) == text
+    for cut in range(len(tokens)):
+        first, second = (Written(fast, tokens[:n], (), frozenset()) for n in (0, cut))
+        for token in tokens[:cut]:
+            first.add([token])
+        second.add(tokens[cut:])
+        assert "�" not in first.text
+        assert first.text + second.text == text
 
 
 def test_a_stop_string_is_seen_across_tokens_and_characters(folder):

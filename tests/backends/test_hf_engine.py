@@ -263,3 +263,41 @@ def test_logits_that_are_not_numbers_fail_their_row_and_spoil_nothing():
     for row in rows[1:]:
         assert row.tokens == greedy(plain, row.context, 6)
     assert engine._tree.find((5, 6, 11, 7)).position <= 2
+
+
+def test_only_what_is_needed_of_a_held_segment_counts(monkeypatch):
+    """A fork near the beginning of a long text does not keep the rest of it."""
+    plain, ours = twins("llama")
+    long = tuple(range(3, 83))
+    engine = Watched(plain, ours, slots=100)
+    engine.answer([Row(context=long, limit=2, sampling=GREEDY)])
+    forks = [(*long[:10], *range(40, 90)), (*long[:10], 90)]
+    for fork, limit in zip(forks, (5, 60), strict=True):
+        row = Row(context=fork, limit=limit, seed=4, sampling=GREEDY)
+        engine.answer([row])
+        assert row.error is None
+        assert row.tokens == greedy(plain, fork, limit)
+    # The last slots are had one by one.
+    engine = Watched(plain, ours, slots=50)
+    row = Row(context=(5, 6, 7), limit=48, sampling=GREEDY)
+    engine.answer([row])
+    assert row.tokens == greedy(plain, (5, 6, 7), 48)
+
+
+def test_a_long_text_that_nobody_waits_for_is_not_read_to_its_end(monkeypatch):
+    monkeypatch.setattr(engines, "_ALONE", 4)
+    plain, ours = twins("llama")
+    engine = Watched(plain, ours, slots=120)
+    long = tuple(range(3, 93))
+    passes = []
+    gone = Row(context=long, limit=5, gone=lambda: len(passes) >= 2)
+    stays = Row(context=(*long[:2], 95), limit=30, sampling=GREEDY)
+    arrivals = [[stays], [gone]]
+
+    def more():
+        passes.append(None)
+        return arrivals.pop() if arrivals else []
+
+    engine.run(more)
+    assert stays.tokens == greedy(plain, stays.context, 30)
+    assert engine.forwarded < 50

@@ -5,6 +5,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
+safetensors = pytest.importorskip("safetensors.torch")
 
 from test_hf_backend import TEXT, tiny_tokenizer  # noqa: E402  (after the check that torch is there)
 from tiny import config  # noqa: E402
@@ -69,7 +70,13 @@ def reshape(folder):
     (folder / "config.json").write_text(text.replace('"hidden_size": 48', '"hidden_size": 64'))
 
 
-@pytest.mark.parametrize("damage", [cut, scramble, remove, reshape])
+def lose(folder):
+    weights = safetensors.load_file(folder / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    safetensors.save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize("damage", [cut, scramble, remove, reshape, lose])
 async def test_weights_that_are_damaged_do_not_load(folder, damage):
     damage(folder)
     with pytest.raises(SpecError, match=r"model '.*' does not load: "):
@@ -80,7 +87,7 @@ async def test_weights_that_are_damaged_do_not_load(folder, damage):
 async def test_a_model_without_a_chat_template_answers_prompts_only(folder):
     (folder / "chat_template.jinja").unlink()
     async with spec(folder).open() as backend:
-        with pytest.raises(SpecError, match="no chat template .*prompt"):
+        with pytest.raises(SpecError, match=r"no chat template .*prompt"):
             await backend.complete(Request(messages=(Message("user", "hello"),)))
         assert len(await backend.complete(Request(prompt="hello", max_tokens=2))) == 1
 
@@ -127,7 +134,9 @@ async def test_the_samples_that_arrived_come_with_the_error(whole):
     bytes_ = 2 * 3 * 2 * 12 * 4
     tight = spec(whole, memory=40 * bytes_ / 2**30)
     async with tight.open() as backend:
-        with pytest.raises(BackendError, match="do not fit the memory for keys and values, which holds 40"):
+        with pytest.raises(
+            BackendError, match="do not fit the memory for keys and values, which holds 40"
+        ):
             await backend.complete(Request(prompt=TEXT, max_tokens=2))
         (step,) = await backend.complete(Request(prompt="a", max_tokens=3))
         with pytest.raises(BackendError, match="which holds 40"):
@@ -181,3 +190,29 @@ async def test_a_thousand_live_branches_stay_under_their_limit(whole):
         expected = await backend.complete(request)
     same = sum(a.tokens == b.tokens for a, b in zip(steps, expected, strict=True))
     assert same >= 995  # what is read again is rounded in another way
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [
+        ("phi3", {"rope_type": "longrope", "short_factor": [1.0] * 6, "long_factor": [3.0] * 6}),
+        ("llama", {"rope_type": "dynamic", "factor": 2.0}),
+    ],
+)
+async def test_rows_do_not_change_the_positions_of_others(tmp_path, kind, more):
+    """Some models turn to other frequencies beyond a length: no row gets that far."""
+    tokenizer = tiny_tokenizer()
+    rope = more | {"rope_theta": 1e4, "original_max_position_embeddings": 40}
+    shape = config(
+        kind,
+        vocab_size=len(tokenizer),
+        rope_parameters=rope,
+        original_max_position_embeddings=40,
+    )
+    transformers.AutoModelForCausalLM.from_config(shape).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    async with spec(tmp_path).open() as backend:
+        with pytest.raises(BackendError, match="and one more do not fit the model, which holds 40"):
+            await backend.complete(Request(tokens=(5,) * 41))
+        (step,) = await backend.complete(Request(tokens=(5,) * 30, max_tokens=99))
+    assert len(step.tokens) <= 10

@@ -53,10 +53,10 @@ def test_the_tree_knows_what_it_was_told_and_forgets_the_longest_unused_first(to
         assert [meaning[slot] for slot in slots(place.runs())] == [
             text[: i + 1] for i in range(place.position)
         ]
-        tree.hold(place.segment)
+        tree.hold(place)
         unread = text[place.position :]
         runs = tree.room(len(unread))
-        tree.release(place.segment)
+        tree.release(place)
         if runs is None:  # too much is held
             continue
         for i, slot in enumerate(slots(runs)):
@@ -65,14 +65,14 @@ def test_the_tree_knows_what_it_was_told_and_forgets_the_longest_unused_first(to
         assert end == tree.find(text)
         assert end.position == len(text)
         if hold:
-            tree.hold(end.segment)
+            tree.hold(end)
             held.append((text, end))
         for other, kept in held:
             assert [meaning[slot] for slot in slots(kept.runs())] == [
                 other[: i + 1] for i in range(len(other))
             ]
     for _, end in held:
-        tree.release(end.segment)
+        tree.release(end)
     assert tree.room(24) is not None
     assert tree.segments == 0
     assert tree.find((0, 1, 2)) == tree.top
@@ -83,8 +83,8 @@ def test_what_was_used_last_is_forgotten_last():
     for text in ((1, 1, 1), (2, 2, 2), (3, 3, 3)):
         tree.adopt(tree.top, text, tree.room(3))
     again = tree.find((1, 1, 1))
-    tree.hold(again.segment)
-    tree.release(again.segment)
+    tree.hold(again)
+    tree.release(again)
     tree.room(6)
     assert [tree.find((n,) * 3).position for n in (1, 2, 3)] == [3, 0, 0]
 
@@ -118,23 +118,41 @@ def test_what_is_spoilt_is_not_found_but_stays_while_it_is_held():
     space = Space(10)
     tree = Tree(space)
     bad = tree.adopt(tree.top, (1, 2, 3), tree.room(3))
-    tree.hold(bad.segment)
+    tree.hold(bad)
     tree.forget(bad.segment)
     assert tree.find((1, 2, 3)) == tree.top
     assert tree.room(8) is None
-    tree.release(bad.segment)
+    tree.release(bad)
     assert tree.room(10) is not None
 
 
-def test_an_unread_end_is_given_back_when_nobody_wants_it_any_more():
+def test_what_nobody_needs_of_a_segment_is_given_back_when_room_is_short():
     space = Space(10)
     tree = Tree(space)
-    segment = tree.add(tree.top, (1, 2, 3, 4), tree.room(4))
-    tree.hold(segment)
+    segment = tree.add(tree.top, (1, 2, 3, 4, 5, 6, 7, 8), tree.room(8))
     assert [Place(segment, upto).ready for upto in (0, 1)] == [True, False]
-    segment.filled = 3
-    assert [Place(segment, upto).ready for upto in (3, 4)] == [True, False]
-    tree.release(segment)
-    tree.trim(segment)
-    assert tree.find((1, 2, 3, 4)).position == 3
-    assert space.free == 7
+    segment.filled = 7
+    assert [Place(segment, upto).ready for upto in (7, 8)] == [True, False]
+    tree.hold(Place(segment, 3))
+    tree.hold(Place(segment, 5))
+    assert slots(tree.room(5)) == [8, 9, 5, 6, 7] or space.free == 0
+    assert tree.find((1, 2, 3, 4, 5, 6)).position == 5
+    assert (segment.filled, tree.room(1)) == (5, None)
+    tree.release(Place(segment, 5))
+    assert tree.cut(segment)
+    assert (tree.find((1, 2, 3, 4)).position, space.free) == (3, 2)
+    tree.release(Place(segment, 3))
+    assert tree.cut(segment)
+    assert (tree.find((1,)), space.free) == (tree.top, 5)
+
+
+def test_nothing_is_hung_on_what_is_not_read_yet():
+    space = Space(20)
+    tree = Tree(space)
+    segment = tree.add(tree.top, (1, 2, 3, 4), tree.room(4))
+    tree.hold(Place(segment, 4))
+    assert tree.adopt(tree.top, (1, 2, 9), tree.room(3)) == tree.top
+    assert space.free == 16
+    segment.filled = 2
+    assert tree.adopt(tree.top, (1, 2, 9), tree.room(3)).position == 3
+    assert space.free == 15

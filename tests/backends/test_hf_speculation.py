@@ -47,7 +47,7 @@ class Guessing(Engine):
     """An engine that counts the tokens which it draws in each pass."""
 
     def __init__(self, model, drafter):
-        super().__init__(Model(model, 1 << 22), frozenset(), 64, drafter)
+        super().__init__(Model(model, 1 << 22), frozenset(), 64, drafter and (lambda: drafter))
         self.passes, self.kept = 0, 0
 
     def _draw(self, turns, seen):
@@ -83,7 +83,7 @@ def drafters(models):
     law = torch.arange(1, 13, dtype=torch.float64) / 78
     return {
         "lookup": Lookup(3, sizes=(1,)),
-        "smaller": Smaller(Model(models[2], 1 << 22), 3),
+        "smaller": Smaller(Model(models[2], 1 << 22), 3, 12),
         "certain": Fixed((7, 5, 6)),
         "drawn": Fixed((), law),
     }

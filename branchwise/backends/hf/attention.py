@@ -99,7 +99,7 @@ class Pass:
         keys.index_copy_(1, slots, key[0])
         values.index_copy_(1, slots, value[0])
         how = {"scale": scale, "softcap": softcap}
-        out = self.attended(layer, query[0].transpose(0, 1), window=window, **how)
+        out = self.attended(query[0].transpose(0, 1), keys, values, window=window, **how)
         return out[None].to(query.dtype)
 
     def places(self, layer: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -108,8 +108,9 @@ class Pass:
 
     def attended(
         self,
-        layer: int,
         query: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
         *,
         scale: float,
         window: int = 0,
@@ -118,8 +119,9 @@ class Pass:
         """As `attend`, where keys and values are in their places already.
 
         Args:
-            layer: the layer's index.
             query: shape (tokens, heads, size).
+            keys: of the layer, as `places` gives them.
+            values: as `keys`.
             scale: of the products.
             window: how many tokens back a token looks, itself included; 0 for all.
             softcap: bounds the scores smoothly; 0 does not.
@@ -128,13 +130,12 @@ class Pass:
             float32, shape (tokens, heads, size).
         """
         self.layers += 1
-        keys, values, slots = self.places(layer)
         plan = self._plan(window, bool(softcap), query.shape[1])
         out = query.new_zeros(query.shape, dtype=torch.float32)
         lse = query.new_full(query.shape[:2], -torch.inf, dtype=torch.float32)
         by_head = query.transpose(0, 1)
         for rows in plan.prompts:
-            own = slots[rows]
+            own = self._slots[rows]
             part = _causal(by_head[:, rows], keys[:, own], values[:, own], scale)
             _merge(out, lse, rows, part, fresh=True)
         for rows, (start, length), fresh in plan.shared:

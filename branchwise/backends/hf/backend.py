@@ -39,7 +39,9 @@ class HF(Config):
             longest unused is forgotten and read again where it is needed.
         draft: what guesses the next tokens, to be read in one pass: `lookup` repeats the text, any
             other name is a smaller model of the same vocabulary; None takes a token at a time.
-            The law of the samples is the model's own in any case; it pays for few samples at once.
+            The law of the samples is the model's own in any case, but which sample a seed gives
+            then depends on the guesses; it pays for few samples at once. A smaller model has as
+            much `memory` again.
         guess: tokens of a guess.
         threads: of the processor; None for one per core.
 

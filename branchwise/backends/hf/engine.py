@@ -37,19 +37,25 @@ class Engine:
         model: what reads.
         ends: the tokens that end an answer.
         max_rows: the most rows of one pass.
-        drafter: guesses what follows, to be read in one pass; None for a token at a time.
+        drafter: makes what guesses the next tokens, to be read in one pass; None for a token at a
+            time.
     """
 
     def __init__(
-        self, model: Model, ends: frozenset[int], max_rows: int, drafter: Drafter | None = None
+        self,
+        model: Model,
+        ends: frozenset[int],
+        max_rows: int,
+        drafter: Callable[[], Drafter] | None = None,
     ) -> None:
         self._model = model
         self._ends = ends
         self._max_rows = max_rows
-        self._drafter = drafter
+        self._make_drafter = drafter
         self._clear()
 
     def _clear(self) -> None:
+        self._drafter = self._make_drafter() if self._make_drafter else None
         self._space = Space(self._model.pool.slots)
         self._tree = Tree(self._space)
         self._waiting: deque[Row] = deque()
@@ -99,15 +105,15 @@ class Engine:
         place = self._tree.find(sequence)
         unread = sequence[place.position :]
         if unread:
-            self._tree.hold(place.segment)
+            self._tree.hold(place)
             runs = self._tree.room(len(unread))
-            self._tree.release(place.segment)
+            self._tree.release(place)
             if runs is None:
                 return False
             place = Place(self._tree.add(place, unread, runs), len(unread))
             self._readings[place] = Reading(place.segment, 0, place.upto)
             row.read += len(unread)
-        self._tree.hold(place.segment)
+        self._tree.hold(place)
         row.tail = Tail(place, place.runs())
         row.waits = self._model.speaks
         if row.waits:
@@ -136,38 +142,51 @@ class Engine:
         going = [row for row in self._live if not row.waits and row.tail and row.tail.place.ready]
         drafts = self._drafter.drafts(going) if self._drafter else {}
         for row in going:
-            draft = drafts.get(row)
-            tokens = [*row.next(_JUDGED), *(draft.tokens if draft else ())]
-            tail = self._reserve(row, len(tokens))
-            if tail is not None:
-                batch.add_row(row, tail, tokens, draft)
+            tokens, draft = row.next(_JUDGED), drafts.get(row)
+            if draft and row.tail and self._grow(row, row.tail, len(tokens) + len(draft.tokens)):
+                batch.add_row(row, row.tail, [*tokens, *draft.tokens], draft)
+            elif tail := self._reserve(row, len(tokens)):
+                batch.add_row(row, tail, tokens, None)
         room = _BESIDE if batch.spans else _ALONE
         for place, reading in list(self._readings.items()):
-            if not reading.segment.users:
-                self._tree.trim(reading.segment)
-                del self._readings[place]
-            elif room > 0 and reading.ready:
+            if room > 0 and self._wanted(place, reading) and reading.ready:
                 tokens = min(reading.end - reading.at, room)
                 room -= tokens
                 if batch.add_reading(reading, tokens):
                     del self._readings[place]
         return batch
 
+    def _wanted(self, place: Place, reading: Reading) -> bool:
+        """Whether anybody needs all that is being read; if not, no more is read than is needed."""
+        segment = reading.segment
+        if reading.rows or segment.needed >= reading.end:
+            return True
+        del self._readings[place]
+        shorter = Place(segment, segment.needed)
+        self._tree.cut(segment)
+        if shorter.upto > reading.at and shorter not in self._readings:
+            self._readings[shorter] = Reading(segment, reading.at, shorter.upto)
+        return False
+
+    def _grow(self, row: Row, tail: Tail, tokens: int) -> bool:
+        """Whether a row has slots for its next tokens, or can have them from what is unused."""
+        missing = tail.known + tokens - tail.slots
+        if missing <= 0:
+            return True
+        most = max(missing, min(_GROWTH, row.left))
+        runs = self._tree.room(most) or self._tree.room(missing)
+        if runs is not None:
+            tail.extend(runs)
+        return runs is not None
+
     def _reserve(self, row: Row, tokens: int) -> Tail | None:
         """A row's tail with slots for its next tokens; None where it had to make room itself."""
-        while row.tail is not None:
-            missing = row.tail.known + tokens - row.tail.slots
-            if missing <= 0:
-                return row.tail
-            runs = self._tree.room(max(missing, min(_GROWTH, row.left)))
-            if runs is not None:
-                row.tail.extend(runs)
-            elif len(self._live) == 1:
+        while row.tail is not None and not self._grow(row, row.tail, tokens):
+            if len(self._live) == 1:
                 row.error = self._too_large(row)
                 return None
-            else:
-                self._put_off(self._live[-1])
-        return None
+            self._put_off(self._live[-1])
+        return row.tail
 
     def _put_off(self, row: Row) -> None:
         """Let a row wait again; what it has read can be forgotten now."""
@@ -195,7 +214,7 @@ class Engine:
         self._space.give(tail.cut())
         start = tail.place.position
         self._tree.adopt(tail.place, tuple(row.path[start : start + tail.known]), tail.runs)
-        self._tree.release(tail.place.segment)
+        self._tree.release(tail.place)
 
     def _judge(self, turns: Sequence[Turn], seen: Seen) -> None:
         """Note what the model makes of tokens that were given."""

@@ -21,6 +21,10 @@ class Norm(torch.nn.Module):
         norm: the module that it stands for, which is still asked where the input has another
             dtype or device than its weight.
         eps: added to the mean.
+
+    Attributes:
+        scale: its weight.
+        eps: what is added to the mean.
     """
 
     def __init__(self, norm: torch.nn.Module, eps: float) -> None:
@@ -28,12 +32,12 @@ class Norm(torch.nn.Module):
         self.norm = norm
         weight = norm.weight
         assert isinstance(weight, torch.Tensor)
-        self._weight, self._eps = weight.detach(), eps
+        self.scale, self.eps = weight.detach(), eps
         self._kernel = _kernels()[weight.dtype]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The normalised input, of its shape."""
-        weight = self._weight
+        weight = self.scale
         size = weight.numel()
         if x.dtype != weight.dtype or x.shape[-1] != size or not x.is_cpu:
             return cast("torch.Tensor", self.norm(x))
@@ -41,7 +45,7 @@ class Norm(torch.nn.Module):
         y = torch.empty_like(x)
         rows, threads = x.numel() // size, torch.get_num_threads()
         pointers = x.data_ptr(), weight.data_ptr(), y.data_ptr()
-        self._kernel(*pointers, rows, size, self._eps, threads)
+        self._kernel(*pointers, rows, size, self.eps, threads)
         return y
 
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
+from branchwise.backends.hf import layer, norm
 from branchwise.backends.hf.native import library
-from branchwise.backends.hf.norm import fuse
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,6 +69,9 @@ class Siblings:
     Args:
         linears: on a processor, with as many inputs and one dtype that `kernel` supports.
         dtype: of the outputs; None is the dtype of the weights. bfloat16 weights may have float32.
+
+    Attributes:
+        sizes: the outputs of each.
     """
 
     def __init__(
@@ -78,23 +81,24 @@ class Siblings:
         self._dtype, self._inputs = weight.dtype, weight.shape[1]
         self._kind, step = _KINDS[weight.dtype]
         self._gap = -self._inputs % step
-        self._outputs = [(linear.out_features, dtype or weight.dtype) for linear in linears]
+        self.sizes = [linear.out_features for linear in linears]
+        self._outputs = [(size, dtype or weight.dtype) for size in self.sizes]
         self._weights = [_panels(linear.weight.detach()) for linear in linears]
         self._biases = [_bias(linear) for linear in linears]
-        self._layers = (_Layer * len(linears))(
-            *(
-                _Layer(
-                    w.data_ptr(), b.data_ptr(), self._inputs + self._gap, size, to == torch.bfloat16
-                )
-                for w, b, (size, to) in zip(self._weights, self._biases, self._outputs, strict=True)
-            )
-        )
+        self._layers = self.described(self._outputs[0][1])
         kernel = _library()
         assert kernel is not None
         self._linear = kernel.linear
         self._memory = _Memory()
         self._places = ctypes.c_void_p * len(linears)
         self._waiting: tuple[torch.Tensor | None, dict[int, torch.Tensor]] = (None, {})
+
+    def described(self, dtype: torch.dtype) -> ctypes.Array[_Layer]:
+        """The layers as the kernel wants them, with outputs of a dtype."""
+        inputs, rounded = self._inputs + self._gap, dtype == torch.bfloat16
+        pairs = zip(self._weights, self._biases, self.sizes, strict=True)
+        layers = [_Layer(w.data_ptr(), b.data_ptr(), inputs, n, rounded) for w, b, n in pairs]
+        return (_Layer * len(layers))(*layers)
 
     def output(self, index: int, x: torch.Tensor) -> torch.Tensor:
         """What one of the layers gives for an input; the others' outputs wait for their turn.
@@ -131,16 +135,19 @@ class Packed(torch.nn.Module):
     Args:
         siblings: all of them.
         index: which of them this one is.
+
+    Attributes:
+        siblings: all of them.
     """
 
     def __init__(self, siblings: Siblings, index: int) -> None:
         super().__init__()
         # No parameter: no device and no dtype but this one can use it.
-        self._siblings, self._index = siblings, index
+        self.siblings, self._index = siblings, index
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The layer's output, shape (..., outputs)."""
-        return self._siblings.output(self._index, x)
+        return self.siblings.output(self._index, x)
 
 
 class Reordered(torch.nn.Module):
@@ -172,7 +179,7 @@ def pack(model: PreTrainedModel) -> None:
     The new layers hold the only copy of their weights, but for an output embedding that is tied to
     the input's: its table stays, for looking up, beside the packed copy (28 million weights in
     SmolLM2-135M, 136 million in Qwen2.5-0.5B). The output embedding gives float32 where it is
-    packed by a kernel in C. Normalisations are fused, too. Nothing here keeps gradients.
+    packed by a kernel in C. Norms and decoder layers are fused, too. Nothing here keeps gradients.
 
     Args:
         model: its layers of float32 and bfloat16 are replaced in place, where that is faster.
@@ -189,7 +196,8 @@ def pack(model: PreTrainedModel) -> None:
         elif dtype == torch.bfloat16 and onednn:
             for name, linear in zip(names, linears, strict=True):
                 model.set_submodule(name, Reordered(linear))
-    fuse(model)
+    norm.fuse(model)
+    layer.fuse(model)
 
 
 def _together(model: torch.nn.Module) -> list[list[str]]:

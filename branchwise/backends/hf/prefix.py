@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Sequence
 from itertools import count
 from typing import NamedTuple, TypeAlias
@@ -27,11 +28,12 @@ class Segment:
         start: the position of its first token.
         children: the segments that hang on it, by how many of its tokens they follow and by their
             own first token.
-        users: how many hold on to it; each of its children does.
+        held: up to which of its tokens somebody holds on to it, and how many do; each of the
+            segments that hang on it does.
         seen: when it was last let go of.
     """
 
-    __slots__ = ("children", "filled", "parent", "runs", "seen", "start", "tokens", "users")
+    __slots__ = ("children", "filled", "held", "parent", "runs", "seen", "start", "tokens")
 
     def __init__(
         self, parent: Place | None, tokens: Tokens, runs: Sequence[Run], filled: int
@@ -42,13 +44,18 @@ class Segment:
         self.runs = list(runs)
         self.filled = filled
         self.children: dict[tuple[int, int], Segment] = {}
-        self.users = 0
+        self.held: Counter[int] = Counter()
         self.seen = 0
 
     @property
     def idle(self) -> bool:
         """Whether nothing hangs on it and nobody holds it."""
-        return not self.users
+        return not self.held
+
+    @property
+    def needed(self) -> int:
+        """How many of its tokens somebody needs."""
+        return max(self.held, default=0)
 
 
 class Place(NamedTuple):
@@ -110,7 +117,7 @@ class Tree:
     def __init__(self, space: Space) -> None:
         self._space = space
         self._root = Segment(None, (), (), 0)
-        self._root.users = 1
+        self._root.held[0] = 1
         self._ticks = count(1)
         # Idle segments by when they were last used; entries that are no longer true stay behind.
         self._idle: list[tuple[int, int, Segment]] = []
@@ -147,7 +154,7 @@ class Tree:
         """Hang tokens on a place from which none of the tree's lead the same way."""
         segment = Segment(place, tokens, runs, filled)
         place.segment.children[place.upto, tokens[0]] = segment
-        self.hold(place.segment)
+        self.hold(place)
         self.segments += 1
         self._touch(segment)
         return segment
@@ -161,6 +168,10 @@ class Tree:
             runs: their slots; the tree's from here on.
         """
         found = self.find(tokens, place)
+        if not found.ready:
+            # What is about to be read cannot be built on yet.
+            self._space.give(runs)
+            return place
         known = found.position - place.position
         given, kept = split(runs, known)
         self._space.give(given)
@@ -170,33 +181,35 @@ class Tree:
         segment = self.add(found, tokens[known:], kept, len(tokens) - known)
         return Place(segment, len(segment.tokens))
 
-    def hold(self, segment: Segment) -> None:
-        """Keep a segment, and all that it hangs on, until it is released."""
-        segment.users += 1
+    def hold(self, place: Place) -> None:
+        """Keep all that stands before a place until it is released."""
+        place.segment.held[place.upto] += 1
 
-    def release(self, segment: Segment) -> None:
+    def release(self, place: Place) -> None:
         """Undo one `hold`."""
-        segment.users -= 1
-        self._touch(segment)
+        _let_go(place)
+        self._touch(place.segment)
 
     def room(self, slots: int) -> list[Run] | None:
         """Free slots, at the price of what is longest unused; None where too much is held."""
         while self._space.free < slots:
-            if not self._evict():
+            if not self._evict() and not self._shorten():
                 return None
         return self._space.take(slots)
 
-    def trim(self, segment: Segment) -> None:
-        """Forget of an idle segment what has not been read."""
-        if segment.parent is None or segment.filled == len(segment.tokens):
-            return
-        kept, given = split(segment.runs, segment.filled)
-        self._space.give(given)
-        segment.runs = kept
-        if segment.filled:
-            segment.tokens = segment.tokens[: segment.filled]
-        else:
+    def cut(self, segment: Segment) -> bool:
+        """Forget of a segment what nobody needs; whether that was anything."""
+        needed = segment.needed
+        if segment.parent is None or needed == len(segment.tokens):
+            return False
+        if not needed:
             self._drop(segment)
+            return True
+        segment.runs, rest = split(segment.runs, needed)
+        segment.tokens = segment.tokens[:needed]
+        segment.filled = min(segment.filled, needed)
+        self._space.give(rest)
+        return True
 
     def forget(self, segment: Segment) -> None:
         """Let no search lead to a segment again; it goes when it is idle."""
@@ -227,17 +240,33 @@ class Tree:
                 return True
         return False
 
+    def _shorten(self) -> bool:
+        """Cut all segments that are held in the middle; whether there were any."""
+        left, found = [self._root], False
+        while left:
+            segment = left.pop()
+            left += segment.children.values()
+            found |= self.cut(segment)
+        return found
+
     def _drop(self, segment: Segment) -> None:
         self.forget(segment)
         self._space.give(segment.runs)
         segment.runs = []
         self.segments -= 1
         if segment.parent is not None:
-            parent, segment.parent = segment.parent.segment, None
+            place, segment.parent = segment.parent, None
+            _let_go(place)
             # Who used the child has used the parent.
-            parent.users -= 1
-            parent.seen = max(parent.seen, segment.seen)
-            self._rest(parent)
+            place.segment.seen = max(place.segment.seen, segment.seen)
+            self._rest(place.segment)
+
+
+def _let_go(place: Place) -> None:
+    held = place.segment.held
+    held[place.upto] -= 1
+    if not held[place.upto]:
+        del held[place.upto]
 
 
 def _true(entry: tuple[int, int, Segment]) -> bool:

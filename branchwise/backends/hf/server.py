@@ -90,12 +90,20 @@ def _loaded(
         with without_bars():
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(where)
             kind = _kind(AutoConfig.from_pretrained(where))
-            model: PreTrainedModel = kind.from_pretrained(
-                where, dtype=getattr(torch, dtype), attn_implementation=attention.NAME
+            loaded: object = kind.from_pretrained(
+                where,
+                dtype=getattr(torch, dtype),
+                attn_implementation=attention.NAME,
+                output_loading_info=True,
             )
     except Exception as error:  # what is damaged fails in many ways
         problem = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise SpecError(f"model {name!r} does not load: {problem}") from error
+    model, told = cast("tuple[PreTrainedModel, dict[str, set[str]]]", loaded)
+    if told["missing_keys"]:  # transformers fills them with random numbers
+        raise SpecError(f"model {name!r} does not load: it lacks {min(told['missing_keys'])}")
+    if getattr(model.config.get_text_config(), "use_bidirectional_attention", False):
+        raise SpecError(f"model {name!r} attends in both directions")
     model.to(device)  # pyright: ignore[reportArgumentType]  (its type has lost nn.Module's)
     pack(model)
     return tokenizer, model.eval()
@@ -134,22 +142,23 @@ class Server:
         self._tokenizer = tokenizer
         self._ends = _ends(model, tokenizer)
         config = model.config.get_text_config()
-        # None where the positions have no end.
-        room: int | None = getattr(config, "max_position_embeddings", None)
-        self._room = room or sys.maxsize
+        self._room = _room(config)
         self._vocabulary: int = config.vocab_size
         self._text = Text(tokenizer, self._ends)
         self._model = Model(model, _bytes(spec.memory))
         drafter = None
         if smaller is not None:
-            drafter = Smaller(Model(smaller, _bytes(spec.memory)), spec.guess)
+            small, room = Model(smaller, _bytes(spec.memory)), _room(smaller.config)
+            if not small.speaks:
+                raise NotImplementedError("a draft of a model without a language head")
+            drafter = partial(Smaller, small, spec.guess, self._vocabulary, room)
         elif spec.draft == "lookup":
-            drafter = Lookup(spec.guess)
+            drafter = partial(Lookup, spec.guess)
         self._engine = Engine(self._model, self._ends, spec.max_rows, drafter)
 
     def warm_up(self) -> None:
         """Read and draw a little: whether the loop fits the model shows, and no call is slow."""
-        row = Row(context=(0, 0, 0), limit=2)
+        row = Row(context=(0, 0, 0), limit=4)
         if not self._model.speaks:
             row = Row(context=(0, 0, 0), given=(0,), after=frozenset({0}))
         arrivals = iter([[row]])
@@ -193,18 +202,20 @@ class Server:
         if not self._model.speaks:
             raise SpecError("the model has no language head", hint="it judges: `read` it instead")
         check(request.sampling, self._vocabulary, self._model.embedding)
+        if request.candidates < 0 or not all(0 <= seed < 2**64 for seed in request.seeds):
+            raise SpecError("seeds lie between 0 and 2**64, candidates are not negative")
         context = self._checked(self._text.context(request))
         if not context:
             raise BackendError("the prompt is empty", hint="the model needs a token to begin with")
         room = self._room - len(context)
         if room <= 0:
-            raise self._too_long(len(context))
+            raise self._too_long(len(context), "and one more")
         if request.max_tokens <= 0:
             raise BackendError(
                 f"max_tokens is {request.max_tokens}", hint="ask for one token at least"
             )
         asked = len(self._text.context(replace(request, said=())))
-        stops = self._text.stops(request.stop)
+        stops = self._text.stops(tuple(request.stop))
         samples = [_Sample(self._written(request, context), stops) for _ in request.seeds]
         rows = [
             Row(
@@ -242,10 +253,10 @@ class Server:
             raise BackendError(f"the model's vocabulary has no token {strange}")
         return tokens
 
-    def _too_long(self, tokens: int) -> BackendError:
+    def _too_long(self, tokens: int, more: str = "") -> BackendError:
+        count = f"{tokens} tokens {more}".rstrip()
         return BackendError(
-            f"{tokens} tokens do not fit the model, which holds {self._room}",
-            hint="shorten the prompt",
+            f"{count} do not fit the model, which holds {self._room}", hint="shorten the prompt"
         )
 
     def _written(self, request: Request, context: Sequence[int]) -> Written:
@@ -353,6 +364,22 @@ class _Judging:
             return Usage(prompt=tokens)
         cached = max(0, len(row.context) - row.read)
         return Usage(1, tokens + row.read, cached, seconds=row.seconds)
+
+
+def _room(config: PreTrainedConfig) -> int:
+    """The longest sequence of a model that the engine computes as the model does.
+
+    Some models turn to other frequencies, or attend in chunks, beyond a length: the whole pass then
+    depends on its longest row, which rows of a batch must not.
+    """
+    text = config.get_text_config()
+    rope = getattr(text, "rope_parameters", None) or {}
+    rooms: list[int | None] = [getattr(text, "max_position_embeddings", None)]
+    if rope.get("rope_type") in {"longrope", "dynamic"}:
+        rooms.append(rope.get("original_max_position_embeddings"))
+        rooms.append(getattr(text, "original_max_position_embeddings", None))
+    rooms.append(getattr(text, "attention_chunk_size", None))
+    return min((room for room in rooms if room), default=sys.maxsize)
 
 
 def _bytes(gigabytes: float) -> int:

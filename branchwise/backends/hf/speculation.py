@@ -6,12 +6,14 @@ What is kept follows the model's own law exactly, whatever the guesses are worth
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Protocol
 
 import torch
+from torch.nn.functional import pad
 
 from branchwise.backends.hf.attention import Span
 from branchwise.backends.hf.model import Model
@@ -159,17 +161,22 @@ class Smaller:
     Args:
         model: the smaller model.
         most: tokens of a guess.
+        size: of the larger model's vocabulary; the two may be padded differently.
+        longest: tokens that the smaller model can hold in one sequence.
     """
 
-    def __init__(self, model: Model, most: int) -> None:
+    def __init__(self, model: Model, most: int, size: int, longest: int = sys.maxsize) -> None:
         self._model = model
         self._most = most
+        self._size = size
+        self._longest = longest
         self._space = Space(model.pool.slots)
         self._tree = Tree(self._space)
         self._heads: dict[Row, _Head] = {}
 
     def drafts(self, rows: Sequence[Row]) -> Mapping[Row, Draft]:  # noqa: D102  (see Drafter)
         wanted = _drafted(rows, self._most)
+        wanted = {r: n for r, n in wanted.items() if len(r.path) + n <= self._longest}
         for row in [row for row in self._heads if row not in wanted]:
             self._leave(self._heads.pop(row))
         for row in wanted:
@@ -179,8 +186,9 @@ class Smaller:
         for row, head in heads.items():
             head.follow(row.path)
         guesses: dict[Row, tuple[list[int], list[torch.Tensor]]] = {row: ([], []) for row in heads}
-        for _ in range(max((wanted[row] for row in heads), default=0)):
-            open_ = [row for row in heads if len(guesses[row][0]) < wanted[row]]
+        for at in range(max((wanted[row] for row in heads), default=0)):
+            # Who could not be guessed for is left out from there on.
+            open_ = [row for row in heads if at < wanted[row] and len(guesses[row][0]) == at]
             open_ = [row for row in open_ if self._reserve(heads[row])]
             if not open_:
                 break
@@ -198,11 +206,12 @@ class Smaller:
         ends = [end - 1 for end in accumulate(len(span.tokens) for span in spans)]
         logits = self._model.read(spans, ends).logits
         assert logits is not None
+        logits = logits[:, : self._size]
         pasts = [Past(head.path, row.asked) for row, head in zip(rows, heads, strict=True)]
         choice = Choice.of(
             [row.sampling for row in rows], pasts, logits.device, self._model.embedding
         )
-        laws = probabilities(logits, choice)
+        laws = pad(probabilities(logits, choice), (0, self._size - logits.shape[1]))
         positions = [len(head.path) - 1 for head in heads]
         numbers = uniform([row.seed for row in rows], positions, _GUESS).to(laws.device)
         sums = laws.nan_to_num(1).cumsum(-1)
@@ -210,9 +219,10 @@ class Smaller:
         tokens = tokens.clamp_(max=laws.shape[1] - 1)[:, 0].tolist()
         for head, span, token, law, guess in zip(heads, spans, tokens, laws, guesses, strict=True):
             head.tail.known += len(span.tokens)
-            head.path.append(token)
-            guess[0].append(token)
-            guess[1].append(law)
+            if not law.isnan().any():  # a guess from no law would bend the other model's
+                head.path.append(token)
+                guess[0].append(token)
+                guess[1].append(law)
 
     def _reserve(self, head: _Head) -> bool:
         missing = len(head.path) - head.at + head.tail.known - head.tail.slots
@@ -227,25 +237,23 @@ class Smaller:
         """Read what is not known of a text; None where there is no room for it."""
         tokens = tuple(path)
         place = self._tree.find(tokens)
-        self._tree.hold(place.segment)
-        held = place.segment
+        self._tree.hold(place)
         while place.position < len(tokens):
             piece = tokens[place.position :][:_CHUNK]
             runs = self._tree.room(len(piece))
             if runs is None:
-                self._tree.release(held)
+                self._tree.release(place)
                 return None
             self._model.read([Span(piece, place.position, place.runs(), runs, 0)], [])
-            place = self._tree.adopt(place, piece, runs)
-            self._tree.hold(place.segment)
-            self._tree.release(held)
-            held = place.segment
+            farther = self._tree.adopt(place, piece, runs)
+            self._tree.hold(farther)
+            self._tree.release(place)
+            place = farther
         return _Head(Tail(place, place.runs()), list(tokens))
 
     def _leave(self, head: _Head) -> None:
-        self._space.give(head.tail.cut())
         self._space.give(head.tail.runs)
-        self._tree.release(head.tail.place.segment)
+        self._tree.release(head.tail.place)
 
 
 @dataclass(slots=True)

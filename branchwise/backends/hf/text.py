@@ -13,6 +13,8 @@ from branchwise.core.errors import BackendError, SpecError
 from branchwise.core.types import Json, Message, Request, Step, Tool
 
 _TAIL = 8  # tokens before a sample that decide how its first characters are written
+_PARTS = 4  # tokens that one character may take
+_BROKEN = 64  # tokens at an end that are looked at for one that completes a character
 
 
 class Text:
@@ -56,7 +58,7 @@ class Text:
             return self._prompt(request.prompt)
         if request.tools:
             return self._encode(self._rendered(request.messages, request.tools), special=False)
-        return self._chat(request.messages)
+        return self._chat(tuple(request.messages))
 
     def _chatted(self, messages: tuple[Message, ...]) -> list[int]:
         return self._encode(self._rendered(messages, ()), special=False)
@@ -161,23 +163,32 @@ class Written:
         self._tokenizer = tokenizer
         self._stops = stops
         self._ends = ends
-        self._window = list(context[-_TAIL:])
-        self._shown = len(self._decode(self._window).rstrip("�"))
         self._longest = max(map(len, stops), default=0)
+        # Tokens are decoded after the last few that were written, since what stands before changes
+        # how some are: `begin` is where these begin, `end` where they end.
+        self._tokens = list(context[-_TAIL:])
+        self._begin, self._end = self._start()
         self.text = ""
+
+    def _start(self) -> tuple[int, int]:
+        """Where whole characters begin in the context, and where they end."""
+        count = len(self._tokens)
+        for end in range(count, max(count - _PARTS, 0), -1):
+            for begin in range(end):
+                if "�" not in self._decode(self._tokens[begin:end]):
+                    return begin, end
+        return count, count
 
     def add(self, tokens: Sequence[int]) -> bool:
         """Write tokens down; whether a stop string is complete."""
-        before = len(self.text)
-        self._window += [token for token in tokens if token not in self._ends]
-        text = self._decode(self._window)
-        whole = text.rstrip("�")
-        self.text += whole[self._shown :]
-        self._shown = len(whole)
-        if whole == text:
-            # What is before the newest tokens no longer changes how the next ones are written.
-            self._window = self._window[-_TAIL:]
-            self._shown = len(self._decode(self._window))
+        self._tokens += [token for token in tokens if token not in self._ends]
+        count, before = len(self._tokens), len(self.text)
+        for end in range(count, max(count - _BROKEN, self._end), -1):
+            text = self._decode(self._tokens[self._begin : end])
+            if not text.endswith("�"):
+                self.text += text[len(self._decode(self._tokens[self._begin : self._end])) :]
+                self._begin, self._end = self._end, end
+                break
         fresh = self.text[max(0, before - self._longest + 1) :]
         return any(stop in fresh for stop in self._stops)
 

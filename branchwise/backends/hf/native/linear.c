@@ -159,6 +159,8 @@ static void configure(int64_t rows) {
         config.bytes[t] = 64;
         config.rows[t] = (uint8_t)(t < 6 ? rows : TILE);
     }
+    // gcc takes the intrinsic to read the first bytes alone, and may leave the others unwritten.
+    __asm__ volatile("" ::"m"(config));
     _tile_loadconfig(&config);
 }
 
@@ -239,43 +241,58 @@ static void bfloat16_rows(const struct place *at, const uint16_t *x, int64_t fro
 
 #endif
 
-static struct place find(const struct layer *layers, void *const *ys, int64_t panel) {
-    for (;; layers++, ys++) {
-        int64_t panels = divide_up(layers->out, WIDTH);
-        if (panel < panels) return (struct place){layers, panel, *ys, NULL};
-        panel -= panels;
-    }
+// Layers that read the same x.
+struct group {
+    const struct layer *layers;
+    int64_t count;
+};
+
+static int64_t panels_of(struct group g) {
+    int64_t panels = 0;
+    for (int64_t i = 0; i < g.count; i++) panels += divide_up(g.layers[i].out, WIDTH);
+    return panels;
 }
 
-// Layers that read the same x, each of which has its own y. The panels of all are dealt out to
-// the threads, `most` or fewer, in order.
+// Where a panel is; of which layer, and which panel of it.
+static const char *find(struct group g, int64_t panel, int64_t size, int64_t *layer, int64_t *own) {
+    for (*layer = 0; panel >= divide_up(g.layers[*layer].out, WIDTH); ++*layer)
+        panel -= divide_up(g.layers[*layer].out, WIDTH);
+    *own = panel;
+    return g.layers[*layer].panels + panel * g.layers->in * WIDTH * size;
+}
+
+// What one of the threads that call this does of some layers, each of which has its own y. The
+// panels of all are dealt out in order. Those of `then`, if any, are worked on next.
+void linear_share(
+    struct group g, int64_t kind, const void *x, void *const *ys, int64_t rows, int64_t me, int64_t threads,
+    struct group then) {
+    const int64_t size = kind == BFLOAT16 ? 2 : 4, panels = panels_of(g);
+    const struct blocks chunks = chunks_of(rows, g.layers->in * size);
+    const int64_t begin = panels * me / threads, end = panels * (me + 1) / threads;
+    int64_t layer, own;
+    const char *last = then.count ? find(then, panels_of(then) * me / threads, size, &layer, &own) : NULL;
+    if (kind == BFLOAT16) configure(blocks_of(chunks.size, TILE).size);
+    for (int64_t c = 0; c < chunks.count; c++)
+        for (int64_t p = begin; p < end; p++) {
+            const char *next = p + 1 < end ? find(g, p + 1, size, &layer, &own) : last;
+            find(g, p, size, &layer, &own);
+            const struct place at = {g.layers + layer, own, ys[layer], next};
+            if (kind == BFLOAT16)
+                bfloat16_rows(&at, x, start(chunks, c), chunks.size);
+            else
+                float_rows(&at, x, start(chunks, c), chunks.size);
+        }
+    if (kind == BFLOAT16) release();
+}
+
+// The same with threads of its own, `most` or fewer.
 void linear(
     const struct layer *layers, int64_t count, int64_t kind, const void *x, void *const *ys, int64_t rows,
     int64_t most) {
-    const int64_t size = kind == BFLOAT16 ? 2 : 4;
-    int64_t panels = 0;
-    for (int64_t i = 0; i < count; i++) panels += divide_up(layers[i].out, WIDTH);
     if (rows == 0) return;
-    const struct blocks chunks = chunks_of(rows, layers->in * size);
+    const struct group all = {layers, count}, none = {NULL, 0};
 #pragma omp parallel num_threads(most)
-    {
-        const int64_t threads = omp_get_num_threads(), me = omp_get_thread_num();
-        const int64_t begin = panels * me / threads, end = panels * (me + 1) / threads;
-        if (kind == BFLOAT16) configure(blocks_of(chunks.size, TILE).size);
-        for (int64_t c = 0; c < chunks.count; c++)
-            for (int64_t p = begin; p < end; p++) {
-                struct place at = find(layers, ys, p);
-                if (p + 1 < end) {
-                    struct place next = find(layers, ys, p + 1);
-                    at.next = next.layer->panels + next.panel * layers->in * WIDTH * size;
-                }
-                if (kind == BFLOAT16)
-                    bfloat16_rows(&at, x, start(chunks, c), chunks.size);
-                else
-                    float_rows(&at, x, start(chunks, c), chunks.size);
-            }
-        if (kind == BFLOAT16) release();
-    }
+    linear_share(all, kind, x, ys, rows, omp_get_thread_num(), omp_get_num_threads(), none);
 }
 
 int linear_supports(void) { return FLOAT | (tiles_allowed() ? BFLOAT16 : 0); }

@@ -80,10 +80,11 @@ static double total(floats x) {
 }
 
 static int any(ints mask) {
-    int found = 0;
-    for (int i = 0; i < LANES; i++)
-        found |= mask[i];
-    return found;
+    int64_t words[LANES / 2], found = 0;
+    memcpy(words, &mask, sizeof words);
+    for (int i = 0; i < LANES / 2; i++)
+        found |= words[i];
+    return found != 0;
 }
 
 static float peak(floats x) {
@@ -231,13 +232,15 @@ static inline __attribute__((always_inline)) Boundary find(
     float high = row->largest;
     double over = 0; /* what lies above `high` */
     long beyond = 0, within = row->size;
-    float points[SPLITS] = {low, low, low, low};
+    float points[SPLITS];
     double mass[SPLITS];
     long count[SPLITS];
     for (int pass = 0; pass < PASSES; pass++) {
-        if (pass)
-            for (int s = 0; s < SPLITS; s++)
-                points[s] = low + (high - low) * ((s + 1) / (SPLITS + 1.0f));
+        /* The first pass looks at `low` itself, too. */
+        for (int s = 0; s < SPLITS; s++)
+            points[s] = low + (high - low) * (pass ? (s + 1) / (SPLITS + 1.0f) : s / (float)SPLITS);
+        if (!pass)
+            points[0] = low; /* whatever the difference was */
         above(row, points, counting, mass, count);
         int s = SPLITS - 1;
         while (s >= 0 && mass[s] < target)
@@ -246,8 +249,7 @@ static inline __attribute__((always_inline)) Boundary find(
             float floor = lowest(row);
             if (low <= floor) /* there is no more than this */
                 return (Boundary){-INFINITY, row->size, row->size};
-            for (int i = 0; i < SPLITS; i++)
-                points[i] = low = floor;
+            low = floor;
             pass = -1;
             continue;
         }
