@@ -88,7 +88,7 @@ def test_an_adapter_keeps_all_of_equal_tokens(one):
     assert same(found, warped(logits, warpers(how, PAST.asked), PAST))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.fixed_dictionaries({}, optional=SHARED), st.integers(0, 2**20))
 def test_in_their_own_order_they_are_what_generate_composes(fields, seed):
     # It has no penalties on the answer alone.
@@ -114,7 +114,7 @@ def same_edges(fields, logits):
     return torch.equal(left(logits, wide) > 0, left(logits, narrow) > 0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.fixed_dictionaries({}, optional=SHARED), st.permutations(ADAPTERS), st.integers(0, 2**20))
 def test_in_any_order_they_are_the_warpers_in_that_order(fields, order, seed):
     how, logits = Sampling(**fields, order=tuple(order)), normal(4, 120, seed).double()

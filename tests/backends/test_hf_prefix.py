@@ -3,7 +3,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from branchwise.backends.hf.pool import Run, Space, split
@@ -43,7 +43,6 @@ def test_a_split_keeps_slots_and_their_order(runs, at):
 
 
 @given(st.lists(st.tuples(texts, st.booleans()), min_size=1, max_size=30))
-@settings(deadline=None)
 def test_the_tree_knows_what_it_was_told_and_forgets_the_longest_unused_first(told):
     """Each slot remembers the whole text up to its token: what a place leads to is checked by it."""
     space = Space(24)

@@ -121,7 +121,7 @@ def test_what_was_attended_elsewhere_is_merged(attend, ranges, softcap):
 
 
 def test_random_ranges(attend):
-    @settings(max_examples=25, deadline=None, database=None, derandomize=True)
+    @settings(max_examples=25)
     @given(ranges=ranges_of_all, threads=st.sampled_from([1, 2]), sharp=st.sampled_from([1, 30]))
     def agrees(ranges, threads, sharp):
         torch.set_num_threads(threads)

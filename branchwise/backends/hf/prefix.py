@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-from collections import Counter
 from collections.abc import Sequence
 from itertools import count
 from typing import NamedTuple, TypeAlias
@@ -44,7 +43,7 @@ class Segment:
         self.runs = list(runs)
         self.filled = filled
         self.children: dict[tuple[int, int], Segment] = {}
-        self.held: Counter[int] = Counter()
+        self.held: dict[int, int] = {}
         self.seen = 0
 
     @property
@@ -183,7 +182,8 @@ class Tree:
 
     def hold(self, place: Place) -> None:
         """Keep all that stands before a place until it is released."""
-        place.segment.held[place.upto] += 1
+        held = place.segment.held
+        held[place.upto] = held.get(place.upto, 0) + 1
 
     def release(self, place: Place) -> None:
         """Undo one `hold`."""
