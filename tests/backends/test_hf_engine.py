@@ -19,15 +19,6 @@ GREEDY = Sampling(temperature=0)
 ENDS = frozenset({2})
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Small tensors, busy machines: threads that wait for each other would cost seconds."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 class Watched(Engine):
     """An engine that compares all logits that it draws from with a plain forward pass."""
 

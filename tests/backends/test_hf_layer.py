@@ -16,14 +16,6 @@ KNOWN = ["llama", "qwen2", "qwen3", "mistral", "mistral-windowed"]
 SLOTS = 700
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(params=[torch.float32, torch.bfloat16], ids=str)
 def dtype(request):
     if not packed.supported(request.param):

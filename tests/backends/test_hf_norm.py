@@ -13,14 +13,6 @@ pytestmark = pytest.mark.skipif(library("norm") is None, reason="no compiler")
 KINDS = [torch.float32, torch.bfloat16]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def model(kind, size, dtype=torch.float32):
     torch.manual_seed(0)
     norm = kind(size, eps=1e-5)

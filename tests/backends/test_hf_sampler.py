@@ -46,15 +46,6 @@ NUMBERS = [717374697293, 219446269114, 317570381356]  # times 2**40
 PAST = Past((1, 2, 2, 3, 3, 3, 5), 2)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Small tensors, busy machines: threads that wait for each other would cost seconds."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(params=["kernel", "torch"])
 def path(request, monkeypatch):
     """Both ways of drawing: the kernel, where this machine can compile it, and torch."""

@@ -22,15 +22,6 @@ KINDS = {
 SAID = tuple(map(Step, (" sat on", " the mat", ", the dog saw", " the cat.")))
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Small tensors, busy machines: threads that wait for each other would cost seconds."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """A language model and two reward models, of random weights."""

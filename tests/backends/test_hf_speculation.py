@@ -24,15 +24,6 @@ SAMPLINGS = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Small tensors, busy machines: threads that wait for each other would cost seconds."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def models():
     plain, ours = twins("llama", vocab_size=12, tie_word_embeddings=True)
