@@ -23,7 +23,7 @@ types: .venv/for-test
 check-real: .venv/for-test
 	$(BIN)/python -m pytest -m real
 
-# About 25 minutes on an idle machine; with `QUICK=` the long rows have their full sizes: hours.
+# Half an hour or so on an idle machine; with `QUICK=` the long rows have their full sizes: hours.
 QUICK ?= --quick --pairs 3
 LARGER := --model qwen2.5-coder-0.5b-instruct --dtype bfloat16
 

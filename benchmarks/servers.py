@@ -7,6 +7,7 @@ import re
 import socket
 import subprocess
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from importlib.util import find_spec
@@ -58,7 +59,7 @@ sys.exit(code)
 """
 
 
-class Server:
+class Server(ABC):
     """What a server says over HTTP.
 
     Args:
@@ -80,11 +81,11 @@ class Server:
         text = (await self._client.get("/metrics")).text
         return self._counted({key: float(number) for key, number in _METRIC.findall(text)})
 
-    async def _samples(self, asked: Asked) -> list[Tokens]:
-        raise NotImplementedError
+    @abstractmethod
+    async def _samples(self, asked: Asked) -> list[Tokens]: ...
 
-    def _counted(self, metrics: Mapping[str, float]) -> int:
-        raise NotImplementedError
+    @abstractmethod
+    def _counted(self, metrics: Mapping[str, float]) -> int: ...
 
     async def _post(self, path: str, body: Mapping[str, object]) -> object:
         answer = await self._client.post(path, json=body)

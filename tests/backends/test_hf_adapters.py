@@ -55,14 +55,6 @@ ONES = [
 ]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def left(logits, how, past=PAST):
     return probabilities(logits, choose(*[how] * len(logits), past=past))
 

@@ -15,14 +15,6 @@ from branchwise.core.config import Sampling  # noqa: E402  (as above)
 from branchwise.core.errors import SpecError  # noqa: E402  (as above)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def kept(logits, embedding, **fields):
     choice = choose(Sampling(basis_cutoff=0.05, **fields), embedding=embedding)
     return (probabilities(logits, choice)[0] > 0).tolist()

@@ -256,7 +256,7 @@ def test_logits_that_are_not_numbers_fail_their_row_and_spoil_nothing():
     assert engine._tree.find((5, 6, 11, 7)).position <= 2
 
 
-def test_only_what_is_needed_of_a_held_segment_counts(monkeypatch):
+def test_only_what_is_needed_of_a_held_segment_counts():
     """A fork near the beginning of a long text does not keep the rest of it."""
     plain, ours = twins("llama")
     long = tuple(range(3, 83))

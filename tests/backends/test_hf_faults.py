@@ -11,7 +11,7 @@ from test_hf_backend import TEXT, tiny_tokenizer  # noqa: E402  (after the check
 from tiny import config  # noqa: E402
 
 from branchwise.backends.hf import HF  # noqa: E402
-from branchwise.backends.hf.model import Model  # noqa: E402
+from branchwise.backends.hf.engine import Engine  # noqa: E402
 from branchwise.core.aio import gather  # noqa: E402
 from branchwise.core.config import Sampling  # noqa: E402
 from branchwise.core.errors import BackendError, SpecError  # noqa: E402
@@ -90,34 +90,33 @@ async def test_one_request_that_fails_leaves_the_others_alone(whole, monkeypatch
     async with spec(whole).open() as backend:
         expected = await gather(backend.complete, good)
         (twin, _) = await backend.complete(bad)
-        read = Model.read
+        draw = Engine._draw
 
-        def broken(model, spans, wanted):
-            seen = read(model, spans, wanted)
-            for i, span in enumerate(spans):
-                if span.tokens[-1] == twin.tokens[4] and len(spans) == len(wanted):
-                    seen.logits[i] = torch.nan
-            return seen
+        def broken(engine, turns, seen):
+            for turn in turns:
+                if turn.row.seed in bad.seeds and len(turn.row.tokens) == 4:
+                    seen.logits[turn.first] = torch.nan
+            draw(engine, turns, seen)
 
-        monkeypatch.setattr(Model, "read", broken)
-        outcomes = []
+        monkeypatch.setattr(Engine, "_draw", broken)
+        outcomes = {}
 
         async def one(request):
             try:
-                outcomes.append((request, [s.tokens for s in await backend.complete(request)]))
+                steps = await backend.complete(request)
+                outcomes[request.prompt] = [step.tokens for step in steps]
             except BackendError as error:
-                outcomes.append((request, error.message))
+                outcomes[request.prompt] = error.message
 
         await gather(one, [*good, bad])
         monkeypatch.undo()
         again = await backend.complete(bad)
-    found = {request.prompt: outcome for request, outcome in outcomes}
-    assert found["the dog"] == "the model's logits are not numbers"
+    assert outcomes.pop("the dog") == "the model's logits are not numbers"
+    assert outcomes == {
+        request.prompt: [step.tokens for step in steps]
+        for request, steps in zip(good, expected, strict=True)
+    }
     assert again[0].tokens == twin.tokens
-    for request, steps in zip(good, expected, strict=True):
-        tokens = [step.tokens for step in steps]
-        hit = any(twin.tokens[4] in t for t in tokens)
-        assert found[request.prompt] == tokens or hit
 
 
 async def test_the_samples_that_arrived_come_with_the_error(whole):

@@ -106,6 +106,13 @@ async def test_values_are_those_of_the_models_own_head(folders, peers, kind):
                 assert readings[i].logprobs == ()
 
 
+async def test_a_model_that_judges_cannot_draft(folders):
+    spec = HF(model=folders["lm"], dtype="float32", device="cpu", draft=folders["token"])
+    with pytest.raises(SpecError, match=r"has no language head .*cannot draft"):
+        async with spec.open():
+            pass
+
+
 async def test_what_is_judged_step_by_step_is_read_once(folders):
     context, *pieces = ids(folders["token"], "the cat", *(step.text for step in SAID))
     read = 0

@@ -98,8 +98,8 @@ class Pass:
         keys, values, slots = self.places(layer)
         keys.index_copy_(1, slots, key[0])
         values.index_copy_(1, slots, value[0])
-        how = {"scale": scale, "softcap": softcap}
-        out = self.attended(query[0].transpose(0, 1), keys, values, window=window, **how)
+        rows = query[0].transpose(0, 1)
+        out = self.attended(rows, keys, values, scale=scale, window=window, softcap=softcap)
         return out[None].to(query.dtype)
 
     def places(self, layer: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

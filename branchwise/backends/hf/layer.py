@@ -97,8 +97,7 @@ class _Listening(Pass):
         softcap: float = 0.0,
     ) -> torch.Tensor:
         self.asked = _Asked(layer, scale, window, softcap)
-        how = {"scale": scale, "softcap": softcap}
-        return super().attend(layer, query, key, value, window=window, **how)
+        return super().attend(layer, query, key, value, scale=scale, window=window, softcap=softcap)
 
 
 class Fused(torch.nn.Module):
@@ -169,8 +168,7 @@ class Fused(torch.nn.Module):
         places = [y.data_ptr() for y in (cos, sin, slots, query, keys, values)]
         places = _Places(tuple(places), keys.shape[1])
         self._before(self._c, x.data_ptr(), places, tokens, threads)
-        how = {"scale": scale, "softcap": softcap}
-        out = memory.attended(query, keys, values, window=window, **how)
+        out = memory.attended(query, keys, values, scale=scale, window=window, softcap=softcap)
         y = torch.empty_like(x)
         self._after(self._c, x.data_ptr(), out.data_ptr(), y.data_ptr(), tokens, threads)
         return y

@@ -35,6 +35,7 @@ class Model:
         room: the most bytes of keys and values.
 
     Attributes:
+        device: where it computes.
         pool: the keys and values.
         speaks: whether it has a language head.
         embedding: the vectors that a state is compared with to get logits, shape (vocabulary,

@@ -106,6 +106,9 @@ class Tree:
     Args:
         space: the slots that it hands out.
 
+    Attributes:
+        segments: how many it has, the root not counted.
+
     Example:
         >>> tree = Tree(Space(100))
         >>> said = tree.adopt(tree.top, (5, 6, 7), tree.room(3) or [])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from branchwise.backends.hf.attention import Span
 from branchwise.backends.hf.pool import Run, split
@@ -11,6 +12,9 @@ from branchwise.backends.hf.prefix import Place, Tokens
 from branchwise.core.config import Sampling
 from branchwise.core.errors import BackendError
 from branchwise.core.types import Finish
+
+# A token that could have been drawn, and its log-probabilities before and after all adapters.
+Top: TypeAlias = tuple[int, float, float]
 
 
 @dataclass(slots=True)
@@ -76,7 +80,7 @@ class Row:
         logprobs: the log-probability of each token, drawn or given, under the model itself: at
             temperature 1, before all adapters.
         proposals: of each token drawn, under the distribution that it was drawn from.
-        tops: of each token drawn, the most probable tokens in its place with both of these.
+        tops: for each token drawn, the most probable ones in its place.
         states: of the model, by number of the given token.
         values: of the model's value head, likewise.
         finish: why it ended; None while it has not.
@@ -102,9 +106,7 @@ class Row:
     tokens: list[int] = field(default_factory=list[int])
     logprobs: list[float] = field(default_factory=list[float])
     proposals: list[float] = field(default_factory=list[float])
-    tops: list[list[tuple[int, float, float]]] = field(
-        default_factory=list[list[tuple[int, float, float]]]
-    )
+    tops: list[list[Top]] = field(default_factory=list[list[Top]])
     states: dict[int, tuple[float, ...]] = field(default_factory=dict[int, tuple[float, ...]])
     values: dict[int, tuple[float, ...]] = field(default_factory=dict[int, tuple[float, ...]])
     finish: Finish | None = None

@@ -31,7 +31,7 @@ from branchwise.backends.hf.engine import Engine
 from branchwise.backends.hf.model import Model
 from branchwise.backends.hf.packed import pack
 from branchwise.backends.hf.quiet import without_bars
-from branchwise.backends.hf.row import Row
+from branchwise.backends.hf.row import Row, Top
 from branchwise.backends.hf.sampler import check
 from branchwise.backends.hf.speculation import Lookup, Smaller
 from branchwise.backends.hf.text import Stops, Text, Written
@@ -65,6 +65,10 @@ def load(spec: HF) -> Server:
             raise SpecError(
                 f"{spec.draft!r} has another vocabulary than {spec.model!r}",
                 hint="only a model of the same family can draft; draft='lookup' needs none",
+            )
+        if _kind(smaller.config) is not AutoModelForCausalLM:
+            raise SpecError(
+                f"{spec.draft!r} has no language head", hint="a model that judges cannot draft"
             )
     # Of a local path only its end: the same weights elsewhere are the same model.
     short = where.name if Path(spec.model).expanduser().exists() else spec.model
@@ -149,8 +153,6 @@ class Server:
         drafter = None
         if smaller is not None:
             small, room = Model(smaller, _bytes(spec.memory)), _room(smaller.config)
-            if not small.speaks:
-                raise NotImplementedError("a draft of a model without a language head")
             drafter = partial(Smaller, small, spec.guess, self._vocabulary, room)
         elif spec.draft == "lookup":
             drafter = partial(Lookup, spec.guess)
@@ -325,7 +327,7 @@ class _Drawing:
             candidates=tuple(map(self._candidates, row.tops)),
         )
 
-    def _candidates(self, top: Sequence[tuple[int, float, float]]) -> tuple[Candidate, ...]:
+    def _candidates(self, top: Sequence[Top]) -> tuple[Candidate, ...]:
         return tuple(
             Candidate(
                 token,

@@ -17,7 +17,8 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from platformdirs import user_cache_path
+
+from branchwise.backends import models
 
 # OpenMP is left to be found in what torch has loaded: two runtimes would mean two sets of threads
 # that wait for each other in turn, busily.
@@ -39,7 +40,9 @@ def library(name: str) -> ctypes.CDLL | None:
     source = Path(__file__).with_name(f"{name}.c")
     # What is compiled for one processor may not run on another that shares the folder.
     key = "\n".join([source.read_text(), compiler, *_FLAGS, platform.platform(), _processor()])
-    target = _folder() / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
+    target = (
+        models.cache() / "native" / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
+    )
     try:
         if not target.exists():
             _compile(compiler, source, target)
@@ -67,8 +70,3 @@ def _threads_by_openmp() -> bool:
 
 def _processor() -> str:
     return " ".join(f"{key}={value}" for key, value in sorted(torch.cpu.get_capabilities().items()))
-
-
-def _folder() -> Path:
-    root = os.environ.get("BRANCHWISE_CACHE")
-    return (Path(root) if root else user_cache_path("branchwise")) / "native"
