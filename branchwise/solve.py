@@ -250,7 +250,8 @@ class Searched:
             except SearchFailed as failed:
                 raise BackendError(f"the inner search failed: {failed}") from failed
         node = self.controller.answer(root)
-        steps = node.steps[len(start.steps) :]
+        anew = root.done or len(node.start.path) > len(root.path)  # the answer is a new draft
+        steps = node.steps if anew else node.steps[len(start.steps) :]
         logprobs = [step.logprob for step in steps if step.logprob is not None]
         return Step(
             "".join(step.text for step in steps),

@@ -12,7 +12,7 @@ from anyio.lowlevel import checkpoint
 T = TypeVar("T")
 R = TypeVar("R")
 
-__all__ = ["checkpoint", "gather", "run_sync"]
+__all__ = ["checkpoint", "gather", "lanes", "run_sync"]
 
 
 async def gather(function: Callable[[T], Awaitable[R]], items: Sequence[T]) -> list[R]:
@@ -45,6 +45,29 @@ async def gather(function: Callable[[T], Awaitable[R]], items: Sequence[T]) -> l
     if errors:
         raise errors[0]
     return [results[index] for index in range(len(items))]
+
+
+async def lanes(function: Callable[[], Awaitable[object]], k: int) -> None:
+    """Run `function` in `k` loops side by side, each until it returns a false value.
+
+    The loops share what `function` closes over and take turns only where it awaits. The first
+    error ends the others and is raised as it is.
+
+    Example:
+        >>> left = [1, 2, 3]
+        >>> async def work() -> bool:
+        ...     left.pop()
+        ...     return bool(left)
+        >>> run_sync(lanes, work, 1)
+        >>> left
+        []
+    """
+
+    async def loop(_: int) -> None:
+        while await function():
+            pass
+
+    await gather(loop, range(k))
 
 
 def run_sync(

@@ -117,10 +117,12 @@ class Grow:
             steps = error.arrived or [None] * len(indices)
         said = [step for step in steps if step is not None]
         cut = len(path) + 1 >= self.horizon
+        # Under a node that is done nothing can follow: what is proposed there is a new draft.
+        before = parent.lineage[0].state if parent.done else parent.state
         if self.environment.instant or len(said) == 1:
-            states = [await self._step(parent.state, step, cut=cut) for step in said]
+            states = [await self._step(before, step, cut=cut) for step in said]
         else:
-            states = await gather(lambda step: self._step(parent.state, step, cut=cut), said)
+            states = await gather(lambda step: self._step(before, step, cut=cut), said)
         children: list[Node] = []
         arrived = iter(states)
         for i, step in zip(indices, steps, strict=False):

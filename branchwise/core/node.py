@@ -112,13 +112,34 @@ class Node:
         return len(self.lineage) - 1
 
     @property
+    def start(self) -> Node:
+        """Where the text of this node begins: its last ancestor that was done, or the root.
+
+        What is grown under a node that is done is a new draft, not its continuation.
+        """
+        node = self
+        while (parent := node.parent) is not None:
+            if parent.done:
+                return parent
+            node = parent
+        return node
+
+    @property
     def steps(self) -> tuple[Step, ...]:
-        """What was said from the root down to here."""
-        return tuple(node.step for node in self.lineage if node.step is not None)
+        """What was said from `start` down to here."""
+        steps: list[Step] = []
+        node = self
+        while (parent := node.parent) is not None:
+            if node.step is not None:
+                steps.append(node.step)
+            if parent.done:
+                break
+            node = parent
+        return tuple(reversed(steps))
 
     @property
     def text(self) -> str:
-        """The text of all steps from the root down to here."""
+        """The text of all steps from `start` down to here."""
         return "".join(step.text for step in self.steps)
 
     @property

@@ -16,8 +16,7 @@ class Text(Config):
 
     A step that the model ended (`end`), or an empty one, ends the text, and so does one that a
     stop string other than the delimiter ended. A step cut short by `max_tokens` or by the server
-    is cut: half an answer is never a final one. A step from a text that is finished or cut is a
-    new draft and begins again, which is what refinement asks for.
+    is cut: half an answer is never a final one.
 
     Args:
         delimiter: what ends a step; with it in a policy's `stop`, each line is a step.
@@ -40,7 +39,7 @@ class Text(Config):
         """
         if not isinstance(state.snapshot, str):
             raise WorldError(f"a text was expected as the state's snapshot: {state.snapshot!r:.80}")
-        text = action.text if state.done or state.cut else state.snapshot + action.text
+        text = state.snapshot + action.text
         match action.finish:
             case "tools":
                 return State(snapshot=text, observation=NO_TOOLS)

@@ -8,7 +8,7 @@ from branchwise.core.node import Node
 
 
 class Best(Config):
-    """Pick the finished leaf with the highest score; the first one of equals.
+    """Pick the finished node with the highest score; the first one of equals.
 
     Where nothing has finished, the best leaf that did not fail; the root where nothing has grown.
 
@@ -29,9 +29,11 @@ class Best(Config):
 
 
 def candidates(root: Node) -> Sequence[Node]:
-    """The leaves that may answer: the finished ones, or all that did not fail; never none."""
-    leaves = list(root.leaves())
-    return [leaf for leaf in leaves if leaf.finished] or leaves or [root]
+    """The nodes that may answer: the finished ones, or all leaves that did not fail; never none.
+
+    A finished node has children only where it was revised; then its drafts compete with it.
+    """
+    return [node for node in root.walk() if node.finished] or list(root.leaves()) or [root]
 
 
 def best(nodes: Sequence[Node]) -> Node:

@@ -1,9 +1,10 @@
 """No search: one step after the other."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from branchwise.core.node import Node
 from branchwise.core.types import Expand
+from branchwise.search.card import Card
 from branchwise.search.search import Search
 
 
@@ -24,6 +25,13 @@ class Rollout(Search):
     """
 
     kind: Literal["rollout"] = "rollout"
+    card: ClassVar[Card] = Card(
+        structure="primitive",
+        signals="samples",
+        paper="Welleck et al. 2024, §3",
+        oracle="known trees",
+        test="search/test_algorithms.py::test_rollout_takes_one_step_after_the_other",
+    )
 
     async def grow(self, root: Node, expand: Expand) -> None:
         """Grow one branch."""

@@ -1,12 +1,13 @@
 """What the searches of this room have in common: a pick that chooses their answer."""
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
 from branchwise.core.controller import Controller
 from branchwise.core.node import Node
 from branchwise.search.best import Best
+from branchwise.search.card import Card
 from branchwise.search.vote import Vote
 
 AnyPick = Annotated[Best | Vote, Field(discriminator="kind")]
@@ -19,6 +20,7 @@ class Search(Controller):
         pick: chooses the answer among what has grown.
     """
 
+    card: ClassVar[Card]
     pick: AnyPick = Best()
 
     def answer(self, root: Node) -> Node:

@@ -74,6 +74,17 @@ async def test_the_horizon_cuts():
     assert not child.finished
 
 
+async def test_what_grows_under_a_node_that_is_done_is_a_new_draft():
+    verb = grow(Enumerate("ab"), world=Word(2))
+    (b,) = [v for v in await verb([root()], 2) if v.text == "b"]
+    (draft, _) = await verb([b], 2)
+    (first, _) = await verb([draft], 2)
+    assert (draft.text, draft.done, first.text, first.start) == ("ba", True, "a", draft)
+    (again, _) = await verb([first], 2)
+    assert (again.text, again.state.answer, again.finished) == ("aa", "aa", True)
+    assert [step.text for step in again.steps] == ["a", "a"]
+
+
 async def test_another_policy_is_asked_by_name():
     verb = Grow({"policy": Enumerate("a"), "revise": Enumerate("z")}, Word(3), {})
     (child,) = await verb([root()], by="revise")

@@ -59,12 +59,6 @@ async def test_a_tool_call_is_told_that_there_are_none():
     assert not (await Writing().step(state, LINE)).observation
 
 
-@pytest.mark.parametrize("finish", ["end", "length"])
-async def test_a_step_from_a_finished_text_is_a_new_draft(finish):
-    state = await after(Math(), LINE, Step("The answer is 2.", finish=finish), Step("Answer: 3"))
-    assert state == State("Answer: 3", done=True, answer="3")
-
-
 async def test_another_delimiter():
     world = Writing(delimiter="\n\n")
     assert not (await after(world, Step("a\nb\n\n", finish="stop"))).done
