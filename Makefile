@@ -27,7 +27,13 @@ check-real: .venv/for-test
 QUICK ?= --quick --pairs 3
 LARGER := --model qwen2.5-coder-0.5b-instruct --dtype bfloat16
 
-bench: .venv/for-test
+# What benchmarks compare with; llm-reasoners names packages that it needs for other things.
+.venv/for-bench: .venv/for-test
+	$(PIP) treequest
+	$(PIP) --no-deps llm-reasoners
+	touch $@
+
+bench: .venv/for-bench
 	$(BIN)/python benchmarks/controller.py
 	$(BIN)/python benchmarks/sampler.py
 	$(BIN)/python benchmarks/attention.py

@@ -10,7 +10,7 @@ from typing import Literal
 import anyio
 
 from branchwise.core.aio import gather
-from branchwise.core.around import Budget, Watch, alive, distinct, fused, metered, watched
+from branchwise.core.around import Budget, Watch, alive, distinct, fused, merged, metered, watched
 from branchwise.core.controller import Controller
 from branchwise.core.errors import BackendError, Exhausted, SearchFailed
 from branchwise.core.grow import Grow
@@ -25,9 +25,12 @@ from branchwise.core.types import (
     Task,
     Usage,
     Verifier,
+    joined,
 )
 
+Unique = Literal["siblings", "states"]
 Stopped = Literal["finished", "exhausted", "deadline", "failing"]
+Meter = Callable[[Expand], Expand]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +78,7 @@ async def solve(
     seed: int = 0,
     horizon: int = 100,
     oracle: bool = False,
-    unique: bool = False,
+    unique: Unique | None = None,
     watch: Watch | None = None,
 ) -> Answer:
     """Search for the answer to one task.
@@ -93,7 +96,8 @@ async def solve(
         horizon: the most steps below the root.
         oracle: show `task.target` to policies and verifiers. Whatever comes of it is no longer a
             result, only an upper bound.
-        unique: hide siblings that repeat one another from the controller.
+        unique: hide copies from the controller: of `siblings` that say the same, or of `states`
+            that the tree has reached before.
         watch: called with new nodes as they come.
 
     Returns:
@@ -114,21 +118,40 @@ async def solve(
         >>> run_sync(main)
         '4'
     """
-    started = time.monotonic()
-    asked = Task(task) if isinstance(task, str) else task
-    shown = asked if oracle else asked.hidden()
-    root = Node(shown, await environment.reset(shown))
-    policies = policy if isinstance(policy, Mapping) else {"policy": policy}
-    expand = _stack(
-        Grow(policies, environment, _named(verifier), rank, seed, horizon),
-        policies,
-        budget or Budget(),
-        watch,
+    policies = policies_of(policy)
+    budget = budget or Budget()
+    answer = await search(
+        Task(task) if isinstance(task, str) else task,
+        controller,
+        Grow(policies, environment, verifiers_of(verifier), rank, seed, horizon),
+        meter=_meter(budget, policies),
+        seconds=budget.seconds,
+        watch=watch,
+        oracle=oracle,
         unique=unique,
     )
-    stopped, error = await _grow(controller, root, expand, budget.seconds if budget else None)
-    if not any(node is not root for node in root.leaves()):
-        _raise(root, error)
+    if not any(node is not answer.root for node in answer.root.leaves()):
+        _raise(answer.root, answer.error)
+    return answer
+
+
+async def search(
+    task: Task,
+    controller: Controller,
+    grow: Grow,
+    *,
+    meter: Meter | None,
+    seconds: float | None,
+    watch: Watch | None,
+    oracle: bool,
+    unique: Unique | None,
+) -> Answer:
+    """One search with its verb made: what `solve` does, but nothing grown is an answer too."""
+    started = time.monotonic()
+    shown = task if oracle else task.hidden()
+    root = Node(shown, await grow.environment.reset(shown))
+    expand = _stack(grow, meter, watch, unique)
+    stopped, error = await _grow(controller, root, expand, seconds)
     node = controller.answer(root)
     return Answer(node, root, stopped, root.usage, time.monotonic() - started, error)
 
@@ -155,23 +178,36 @@ def _raise(root: Node, error: SearchFailed | None) -> None:
 
 
 def _stack(
-    expand: Expand,
-    policies: Mapping[str, Policy],
-    budget: Budget,
-    watch: Watch | None,
-    *,
-    unique: bool,
+    expand: Expand, meter: Meter | None, watch: Watch | None, unique: Unique | None
 ) -> Expand:
     expand = fused(expand)
     if watch is not None:
         expand = watched(expand, watch)
-    if budget.model_copy(update={"seconds": None}) != Budget():
-        expand = metered(expand, budget, policies)
+    if meter is not None:
+        expand = meter(expand)
     expand = alive(expand)
-    return distinct(expand) if unique else expand
+    match unique:
+        case "siblings":
+            return distinct(expand)
+        case "states":
+            return merged(expand)
+        case None:
+            return expand
 
 
-def _named(verifier: Verifier | Mapping[str, Verifier] | None) -> Mapping[str, Verifier]:
+def _meter(budget: Budget, policies: Mapping[str, Policy]) -> Meter | None:
+    if budget.model_copy(update={"seconds": None}) == Budget():
+        return None
+    return lambda expand: metered(expand, budget, policies)
+
+
+def policies_of(policy: Policy | Mapping[str, Policy]) -> Mapping[str, Policy]:
+    """Policies by name; one alone is called `policy`."""
+    return policy if isinstance(policy, Mapping) else {"policy": policy}
+
+
+def verifiers_of(verifier: Verifier | Mapping[str, Verifier] | None) -> Mapping[str, Verifier]:
+    """Verifiers by name; one alone is called `verifier`."""
     if verifier is None:
         return {}
     return verifier if isinstance(verifier, Mapping) else {"verifier": verifier}
@@ -237,12 +273,11 @@ class Searched:
 
     async def _search(self, start: Node, seed: int) -> Step:
         root = start.asked(start.task)  # its ancestors stay in sight, its children do not
-        policies = self.policy if isinstance(self.policy, Mapping) else {"policy": self.policy}
-        verifiers = _named(self.verifier)
+        policies, verifiers = policies_of(self.policy), verifiers_of(self.verifier)
         horizon = len(start.path) + self.horizon
         grow = Grow(policies, self.environment, verifiers, self.rank, seed, horizon)
         budget = self.budget or Budget()
-        expand = _stack(grow, policies, budget, None, unique=False)
+        expand = _stack(grow, _meter(budget, policies), None, None)
         _, error = await _grow(self.controller, root, expand, budget.seconds)
         if not any(node is not root for node in root.leaves()):
             try:
@@ -252,12 +287,8 @@ class Searched:
         node = self.controller.answer(root)
         anew = root.done or len(node.start.path) > len(root.path)  # the answer is a new draft
         steps = node.steps if anew else node.steps[len(start.steps) :]
-        logprobs = [step.logprob for step in steps if step.logprob is not None]
-        return Step(
-            "".join(step.text for step in steps),
-            tokens=tuple(token for step in steps for token in step.tokens),
-            logprob=sum(logprobs) if len(logprobs) == len(steps) else None,
-            logprobs=tuple(logprob for step in steps for logprob in step.logprobs),
+        return joined(
+            steps,
             finish="length" if node.state.cut else "end",
             usage=sum((grown.cost for grown in root.walk() if grown is not root), FREE),
         )

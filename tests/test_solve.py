@@ -102,6 +102,18 @@ async def test_an_inner_search_starts_where_the_outer_one_stands():
     assert answer.text == word
 
 
+async def test_searches_nest_as_policies_of_policies():
+    """Each step of the outer search is a search over steps that are searches themselves."""
+    letter = Searched(Beam(width=1, fanout=3), Enumerate(), Word(4), Judge(), horizon=1)
+    pair = Searched(Beam(width=9, fanout=1), letter, Word(4), Judge(), horizon=2)
+    answer = await solve("?", policy=pair, controller=Rollout(), environment=Word(4))
+    word = ""
+    while len(word) < 4:
+        word = max((word + letter for letter in "abc"), key=worth)
+    assert answer.text == word
+    assert [len(node.step.text) for node in answer.root.walk() if node.step] == [2, 2]
+
+
 async def test_searches_nest_as_models_of_models():
     model = Scripted(lambda request, seed: str(seed % 3), name="dice")
     once = Searched(BestOfN(n=5, pick=Vote()), Chat(backend=model), Writing())

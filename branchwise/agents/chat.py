@@ -1,7 +1,7 @@
 """A chat model as a policy: how a node becomes messages, and the reply the next step."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from pydantic import Field, SkipValidation
@@ -25,7 +25,68 @@ class Shot(Config):
     reply: str
 
 
-class Chat(Config):
+class Asking(Config):
+    """What every policy has that asks a chat model.
+
+    Args:
+        backend: the model.
+        system: the system's message; none where it is empty.
+        template: the user's message; `{prompt}` and the keys of the task's `meta` in braces are
+            filled in, other braces stay as they are.
+        shots: worked examples, as earlier turns.
+        sampling: how tokens are drawn.
+        max_tokens: the most tokens of one step.
+        stop: strings that end a step, such as a line's end for search over lines.
+        logprobs: whether to ask for the log-probabilities of the tokens.
+    """
+
+    backend: SkipValidation[Backend] = Field(exclude=True, repr=False)
+    system: str = ""
+    template: str = "{prompt}"
+    shots: tuple[Shot, ...] = ()
+    sampling: Sampling = Sampling()
+    max_tokens: int = Field(default=512, ge=1)
+    stop: tuple[str, ...] = ()
+    logprobs: bool = True
+
+    def opening(self, node: Node) -> list[Message]:
+        """The system's message, the worked examples and the question."""
+        messages = [Message("system", self.system)] if self.system else []
+        for shot in self.shots:
+            messages.append(Message("user", self._filled(Task(shot.prompt))))
+            messages.append(Message("assistant", shot.reply))
+        question = [self._filled(node.task), node.lineage[0].state.observation]
+        return [*messages, Message("user", "\n\n".join(part for part in question if part))]
+
+    def asks(
+        self, messages: Sequence[Message], said: Sequence[Step], seeds: Sequence[int]
+    ) -> Request:
+        """The request that these messages make."""
+        return Request(
+            messages=tuple(messages),
+            said=tuple(said),
+            seeds=tuple(seeds),
+            sampling=self.sampling,
+            stop=self.stop,
+            max_tokens=self.max_tokens,
+            logprobs=self.logprobs,
+        )
+
+    def _filled(self, task: Task) -> str:
+        return filled(self.template, {**task.meta, "prompt": task.prompt})
+
+
+def filled(template: str, values: Mapping[str, object]) -> str:
+    """The template with its braces filled in, in one pass: braces in what is filled in stay.
+
+    Example:
+        >>> filled("{a} and {b}", {"a": "{b}"})
+        '{b} and {b}'
+    """
+    return _PLACEHOLDER.sub(lambda key: str(values.get(key[1], key[0])), template)
+
+
+class Chat(Asking):
     r"""Asks a chat model to go on from a node.
 
     The system's text, the worked examples and the question come first. What was said since then is
@@ -50,41 +111,19 @@ class Chat(Config):
         '2 + 2? Be brief.'
     """
 
-    backend: SkipValidation[Backend] = Field(exclude=True, repr=False)
     kind: Literal["chat"] = "chat"
-    system: str = ""
-    template: str = "{prompt}"
-    shots: tuple[Shot, ...] = ()
-    sampling: Sampling = Sampling()
-    max_tokens: int = Field(default=512, ge=1)
-    stop: tuple[str, ...] = ()
-    logprobs: bool = True
 
     def request(self, node: Node, seeds: Sequence[int]) -> Request:
         """What the model is asked at a node: a pure function of the node and the seeds."""
-        messages = [Message("system", self.system)] if self.system else []
-        for shot in self.shots:
-            messages.append(Message("user", self._filled(Task(shot.prompt))))
-            messages.append(Message("assistant", shot.reply))
-        root, *later = node.lineage
-        question = [self._filled(node.task), root.state.observation]
-        messages.append(Message("user", "\n\n".join(part for part in question if part)))
+        messages = self.opening(node)
         said: list[Step] = []
-        for place in later:
+        for place in node.lineage[1:]:
             if place.step is not None:
                 said.append(place.step)
             if place.state.observation:
                 messages += _turn(said, place.state.observation)
                 said = []
-        return Request(
-            messages=tuple(messages),
-            said=tuple(said),
-            seeds=tuple(seeds),
-            sampling=self.sampling,
-            stop=self.stop,
-            max_tokens=self.max_tokens,
-            logprobs=self.logprobs,
-        )
+        return self.asks(messages, said, seeds)
 
     async def propose(self, node: Node, seeds: Sequence[int]) -> Sequence[Step]:
         """One step for each seed.
@@ -97,11 +136,6 @@ class Chat(Config):
     def bound(self, n: int) -> Usage:
         """The most that `n` samples at one node may cost, without the prompt."""
         return Usage(calls=1, completion=n * self.max_tokens)
-
-    def _filled(self, task: Task) -> str:
-        """In one pass, so that braces in what is filled in stay as they are."""
-        values = {**task.meta, "prompt": task.prompt}
-        return _PLACEHOLDER.sub(lambda key: str(values.get(key[1], key[0])), self.template)
 
 
 def _turn(said: Sequence[Step], observation: str) -> list[Message]:

@@ -6,7 +6,7 @@ them, so that they are counted and shown, and only the controller does not see t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 from pydantic import Field
 
@@ -193,6 +193,37 @@ def distinct(expand: Expand) -> Expand:
         return [child for child in children if not _said_before(child)]
 
     return different
+
+
+class merged:  # noqa: N801  (read as a verb: merged(expand))
+    """Leave out children that arrive where the tree has been before; they stay in the tree.
+
+    Two states are the same where `key` says so: by default, where the world (its snapshot) and
+    what it says of itself are equal, however they were reached (a transposition). The older node
+    goes on; a shorter way to the same state that is found later is not taken.
+
+    Args:
+        expand: the verb.
+        key: what a state is known by.
+    """
+
+    def __init__(self, expand: Expand, key: Callable[[Node], Hashable] | None = None) -> None:
+        self.expand, self.key = expand, key or _world
+        self.first: dict[Hashable, Node] = {}
+
+    async def __call__(
+        self, nodes: Sequence[Node], n: int | Sequence[int] = 1, *, by: str = "policy"
+    ) -> list[Node]:
+        """The children whose states are new."""
+        for node in nodes:
+            self.first.setdefault(self.key(node), node)
+        children = await self.expand(nodes, n, by=by)
+        return [v for v in children if self.first.setdefault(self.key(v), v) is v]
+
+
+def _world(node: Node) -> Hashable:
+    state = node.state
+    return repr(state.snapshot), state.observation, state.done, state.cut, state.answer
 
 
 def _said_before(child: Node) -> bool:

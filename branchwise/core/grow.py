@@ -23,7 +23,7 @@ from branchwise.core.errors import (
 from branchwise.core.node import Node
 from branchwise.core.types import Environment, Policy, State, Step, Verdict, Verifier
 
-_TURN = 8
+_TURN = 32
 """Every so many orders the event loop gets a turn, also where no policy waits."""
 
 
@@ -39,9 +39,10 @@ def seed_of(run: int, path: tuple[int, ...]) -> int:
 
 def seeds_of(run: int, parent: tuple[int, ...], indices: Iterable[int]) -> list[int]:
     """The seeds of the children of one parent that have these indices."""
-    family = "/".join(map(str, (run, *parent)))
+    family = "/".join([str(run), *map(str, parent)])
     return [
-        int.from_bytes(blake2b(f"{family}/{i}".encode(), digest_size=6).digest()) for i in indices
+        int.from_bytes(blake2b(f"{family}/{i}".encode(), digest_size=6).digest(), "big")
+        for i in indices
     ]
 
 
@@ -52,7 +53,7 @@ def spread(nodes: Sequence[Node], n: int | Sequence[int]) -> list[int]:
         SpecError: there are not as many widths as nodes, or one is negative.
     """
     widths = [n] * len(nodes) if isinstance(n, int) else list(n)
-    if len(widths) != len(nodes) or any(width < 0 for width in widths):
+    if len(widths) != len(nodes) or (widths and min(widths) < 0):
         raise SpecError(f"cannot expand {len(nodes)} nodes by the widths {widths}")
     return widths
 
@@ -120,9 +121,10 @@ class Grow:
         # Under a node that is done nothing can follow: what is proposed there is a new draft.
         before = parent.lineage[0].state if parent.done else parent.state
         if self.environment.instant or len(said) == 1:
-            states = [await self._step(before, step, cut=cut) for step in said]
+            states = await self._walk(before, said, cut=cut)
         else:
-            states = await gather(lambda step: self._step(before, step, cut=cut), said)
+            walks = await gather(lambda step: self._walk(before, [step], cut=cut), said)
+            states = [state for (state,) in walks]
         children: list[Node] = []
         arrived = iter(states)
         for i, step in zip(indices, steps, strict=False):
@@ -136,7 +138,9 @@ class Grow:
             children.append(child)
         if children:
             parent.adopt(children)
-            await self._judge([child for child in children if child.failure is None])
+            alive = [child for child in children if child.failure is None]
+            if alive and self.verifiers:
+                await self._judge(alive)
         return children, failure if failure is not None and failure.fatal else None
 
     async def _propose(self, order: _Order, seeds: list[int]) -> Sequence[Step | None]:
@@ -156,34 +160,43 @@ class Grow:
             )
         return steps
 
-    async def _step(self, state: State, step: Step, *, cut: bool) -> State | WorldError:
-        try:
-            after = await self.environment.step(state, step)
-        except WorldError as error:
-            return error
-        except BranchwiseError:
-            raise
-        except Exception as error:  # noqa: BLE001  (the world is a user's; its faults are data)
-            return WorldError(f"the environment raised {_named(error)}")
-        return dataclasses.replace(after, cut=True) if cut and not after.done else after
+    async def _walk(
+        self, state: State, steps: Sequence[Step], *, cut: bool
+    ) -> list[State | WorldError]:
+        """Where each of the steps leads from the state, one after the other."""
+        states: list[State | WorldError] = []
+        for step in steps:
+            try:
+                after = await self.environment.step(state, step)
+                states.append(
+                    dataclasses.replace(after, cut=True) if cut and not after.done else after
+                )
+            except WorldError as error:
+                states.append(error)
+            except BranchwiseError:
+                raise
+            except Exception as error:  # noqa: BLE001  (the world is a user's; its faults are data)
+                states.append(WorldError(f"the environment raised {_named(error)}"))
+        return states
 
     async def _judge(self, nodes: list[Node]) -> None:
-        if not self.verifiers or not nodes:
-            return
         names = tuple(self.verifiers)
         columns = [await self._verdicts(name, nodes) for name in names]
-        for node, verdicts in zip(nodes, zip(*columns, strict=True), strict=True):
+        for node, *verdicts in zip(nodes, *columns, strict=True):
             for verdict in verdicts:
                 if isinstance(verdict, VerifierError):
                     node.failed(str(verdict))
                     break
             else:
-                node.judged(names, cast("tuple[Verdict, ...]", verdicts))
-                self._rank(node)
+                node.judged(names, cast("list[Verdict]", verdicts))
+                if self.rank is None:
+                    node.score = verdicts[0].score
+                else:
+                    self._rank(node, self.rank)
 
-    def _rank(self, node: Node) -> None:
+    def _rank(self, node: Node, rank: Callable[[Node], float]) -> None:
         try:
-            node.score = node.first_verdict.score if self.rank is None else self.rank(node)
+            node.score = rank(node)
         except Exception as error:  # noqa: BLE001  (a user's function)
             node.failed(f"ranking raised {_named(error)}")
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
+from typing import TypeAlias
 
 from branchwise.core.types import FREE, State, Step, Task, Usage, Verdict
+
+_Said: TypeAlias = Verdict | float
 
 
 class Node:
@@ -65,24 +68,30 @@ class Node:
         self.failure: str | None = None
         self.children: tuple[Node, ...] = ()
         self.promised = 0
-        # Names and verdicts apart: the names are one object for the whole tree, so that a node
-        # carries a tuple and not a dictionary.
+        # The names are one object for the whole tree, and a verdict that says nothing but its
+        # score is kept as that number: a tree of a million nodes is mostly verdicts.
         self._judges: tuple[str, ...] = ()
-        self._verdicts: tuple[Verdict, ...] = ()
+        self._verdicts: _Said | tuple[_Said, ...] = ()
 
     @property
     def verdicts(self) -> Mapping[str, Verdict]:
         """Every verdict, under its verifier's name."""
-        return MappingProxyType(dict(zip(self._judges, self._verdicts, strict=True)))
+        return MappingProxyType(dict(zip(self._judges, map(_verdict, self._said), strict=True)))
 
     @property
     def first_verdict(self) -> Verdict:
         """The verdict of the verifier in charge."""
-        return self._verdicts[0]
+        return _verdict(self._said[0])
 
-    def judged(self, names: tuple[str, ...], verdicts: tuple[Verdict, ...]) -> None:
+    def judged(self, names: tuple[str, ...], verdicts: Sequence[Verdict]) -> None:
         """Write down the verdicts, one for each name."""
-        self._judges, self._verdicts = names, verdicts
+        self._judges = names
+        said = tuple([_plain(verdict) for verdict in verdicts])
+        self._verdicts = said[0] if len(said) == 1 else said
+
+    @property
+    def _said(self) -> tuple[_Said, ...]:
+        return self._verdicts if isinstance(self._verdicts, tuple) else (self._verdicts,)
 
     def failed(self, why: str) -> None:
         """Mark the branch as failed; it stays in the tree as data."""
@@ -156,8 +165,8 @@ class Node:
     def cost(self) -> Usage:
         """What this node alone has cost: its step and its verdicts."""
         total = FREE if self.step is None else self.step.usage
-        for verdict in self._verdicts:
-            if verdict.usage is not FREE:
+        for verdict in self._said:
+            if isinstance(verdict, Verdict) and verdict.usage is not FREE:
                 total += verdict.usage
         return total
 
@@ -203,3 +212,13 @@ class Node:
 
 def _index(node: Node) -> int:
     return node.index
+
+
+def _plain(verdict: Verdict) -> _Said:
+    if verdict.feedback or verdict.detail or verdict.usage is not FREE:
+        return verdict
+    return verdict.score
+
+
+def _verdict(said: _Said) -> Verdict:
+    return said if isinstance(said, Verdict) else Verdict(said)

@@ -182,6 +182,29 @@ class Step:
     candidates: tuple[tuple[Candidate, ...], ...] = ()
 
 
+def joined(steps: Sequence[Step], *, finish: Finish, usage: Usage) -> Step:
+    """Several steps as one: texts and tokens follow one another, log-probabilities add up.
+
+    Args:
+        steps: what was said, in order.
+        finish: why the whole ended.
+        usage: what the whole cost, which its parts need not add up to.
+
+    Example:
+        >>> joined([Step("1 "), Step("2")], finish="end", usage=FREE).text
+        '1 2'
+    """
+    logprobs = [step.logprob for step in steps if step.logprob is not None]
+    return Step(
+        "".join(step.text for step in steps),
+        tokens=tuple(token for step in steps for token in step.tokens),
+        logprob=math.fsum(logprobs) if len(logprobs) == len(steps) else None,
+        logprobs=tuple(logprob for step in steps for logprob in step.logprobs),
+        finish=finish,
+        usage=usage,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class State:
     """Where the world stands after a step.
@@ -409,6 +432,28 @@ class Verifier(Protocol):
 
         Raises:
             VerifierError: none of the nodes could be judged.
+        """
+        ...
+
+
+@runtime_checkable
+class Preference(Protocol):
+    """Compares nodes in pairs: what tournaments ask."""
+
+    async def prefer(
+        self, pairs: Sequence[tuple[Node, Node]], seeds: Sequence[int]
+    ) -> Sequence[Verdict | VerifierError]:
+        """One verdict for each pair, in order; an error in the place of a pair that has none.
+
+        A verdict's score is the probability, in [0, 1], that the pair's first node is the better.
+
+        Args:
+            pairs: what to compare; a pair that stands there several times is judged as often.
+            seeds: one for each pair: a judge that draws its votes draws each by its seed.
+
+        Raises:
+            VerifierError: none of the pairs could be compared.
+            BackendError: no later comparison can succeed either (`fatal`).
         """
         ...
 

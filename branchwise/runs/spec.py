@@ -30,6 +30,7 @@ from branchwise.environments.math import Math
 from branchwise.environments.writing import Writing
 from branchwise.runs.dataset import Data
 from branchwise.search import AnyController
+from branchwise.solve import Unique
 from branchwise.verifiers.aggregate import Aggregate
 from branchwise.verifiers.arithmetic import Arithmetic
 from branchwise.verifiers.blend import Blend
@@ -99,7 +100,8 @@ class Strategy(Config):
         verifier: what judges nodes, for this strategy alone.
         rank: how verdicts become scores, where the first verifier's word is not it.
         budget: the most that one problem may spend, instead of the run's budget.
-        unique: hide siblings that repeat one another from the controller.
+        unique: hide copies from the controller: of `siblings` that say the same, or of `states`
+            that the tree has reached before.
         horizon: the most steps of an answer.
     """
 
@@ -109,7 +111,7 @@ class Strategy(Config):
     verifier: Verifiers | None = None
     rank: AnyRank | None = None
     budget: Budget | None = None
-    unique: bool = False
+    unique: Unique | None = None
     horizon: int = Field(default=100, ge=1)
 
 

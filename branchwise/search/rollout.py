@@ -38,8 +38,16 @@ class Rollout(Search):
         await follow([root], expand)
 
 
-async def follow(nodes: list[Node], expand: Expand, steps: int | None = None) -> list[Node]:
+async def follow(
+    nodes: list[Node], expand: Expand, steps: int | None = None, *, by: str = "policy"
+) -> list[Node]:
     """Follow each branch by one child at a time to its end, or for so many steps.
+
+    Args:
+        nodes: where the branches begin.
+        expand: the verb.
+        steps: how many steps at most.
+        by: the name of the policy that goes on.
 
     Returns:
         Where the branches that did not fail have arrived, in order.
@@ -49,7 +57,7 @@ async def follow(nodes: list[Node], expand: Expand, steps: int | None = None) ->
     while (steps is None or taken < steps) and (
         open_ := [start for start, end in ends.items() if not end.done]
     ):
-        children = await expand([ends[start] for start in open_])
+        children = await expand([ends[start] for start in open_], by=by)
         reached = {child.parent: child for child in children}
         for start in open_:
             child = reached.get(ends[start])

@@ -156,7 +156,7 @@ async def test_no_proposals_end_the_search(controller):
 
 @every
 async def test_duplicates_can_be_hidden_from_it(controller):
-    answer = await search(controller, policy=Random("a"), unique=True)
+    answer = await search(controller, policy=Random("a"), unique="siblings")
     assert answer.text == "aaaa"
     widest = max(len(node.children) for node in answer.root.walk())
     assert all(
