@@ -249,13 +249,15 @@ def _step_seconds(rows: int) -> float:
     return STEP_MS[-1][1] * rows / STEP_MS[-1][0] / 1000
 
 
-def virtual(lanes: int, *, together: bool, seed: int) -> float:
+def virtual(lanes: int, *, together: bool, seed: int, in_order: bool = True) -> float:
     """Virtual seconds for all problems; `lanes` 0 is a beam, whose levels are barriers."""
 
     async def run() -> float:
         engine = Engine(random.Random(seed))
         beam = Beam(width=WIDTH, fanout=FANOUT)
-        free = BestFirst(fanout=FANOUT, expansions=LEVELS * WIDTH, lanes=max(lanes, 1))
+        free = BestFirst(
+            fanout=FANOUT, expansions=LEVELS * WIDTH, lanes=max(lanes, 1), in_order=in_order
+        )
 
         async def one(_: int) -> None:
             await solve(
@@ -280,9 +282,18 @@ def virtual(lanes: int, *, together: bool, seed: int) -> float:
 
 def barriers(rounds: int) -> None:
     ways = {
-        "8 problems at once, 4 lanes each": {"lanes": WIDTH, "together": True},
+        "8 problems at once, 4 lanes each": {
+            "lanes": WIDTH,
+            "together": True,
+            "in_order": False,
+        },
+        "8 problems at once, 4 lanes in order": {"lanes": WIDTH, "together": True},
         "8 problems at once, with barriers": {"lanes": 0, "together": True},
-        "one problem at a time, 4 lanes": {"lanes": WIDTH, "together": False},
+        "one problem at a time, 4 lanes": {
+            "lanes": WIDTH,
+            "together": False,
+            "in_order": False,
+        },
     }
     base = [virtual(0, together=False, seed=seed) for seed in range(rounds)]
     for name, way in ways.items():

@@ -1,6 +1,11 @@
 """Inference-time search over language models: one tree, one verb, every strategy."""
 
 from branchwise.agents.chat import Chat, Shot
+from branchwise.agents.chooser import Chooser
+from branchwise.agents.next_token import NextToken
+from branchwise.agents.reviser import Reviser
+from branchwise.agents.tournament import Tournament
+from branchwise.allocate import solve_all
 from branchwise.backends.hf import HF
 from branchwise.backends.journal import Journal
 from branchwise.backends.openai import OpenAI
@@ -28,6 +33,7 @@ from branchwise.core.types import (
     Expand,
     Message,
     Policy,
+    Preference,
     Reading,
     Request,
     Scoring,
@@ -42,52 +48,132 @@ from branchwise.core.types import (
 )
 from branchwise.environments.math import Math
 from branchwise.environments.writing import Writing
-from branchwise.search import MCTS, Beam, Best, BestFirst, BestOfN, Rebase, Rollout, Search, Vote
+from branchwise.search import (
+    ABMCTS,
+    MBR,
+    MCTS,
+    SMC,
+    AStar,
+    Beam,
+    BeamDecoding,
+    Best,
+    BestFirst,
+    BestOfN,
+    BetaPrior,
+    Cluster,
+    DiverseBeam,
+    DualAgreement,
+    ExactSearch,
+    GaussianPrior,
+    GumbelMCTS,
+    IterativeDeepening,
+    LimitedDiscrepancy,
+    Lookahead,
+    ParticleFilter,
+    ParticleGibbs,
+    Rebase,
+    Refine,
+    Rejection,
+    Rollout,
+    Search,
+    SpeculativeRejection,
+    StochasticBeam,
+    Transform,
+    TreeOfThoughtsBFS,
+    TreeOfThoughtsDFS,
+    TreeRefine,
+    Until,
+    Vote,
+)
+from branchwise.search.stopping import (
+    AdaptiveConsistency,
+    Curtailment,
+    EarlyStopping,
+    Enough,
+    Patience,
+)
 from branchwise.solve import Answer, Searched, solve
 from branchwise.verifiers.aggregate import Aggregate, rescore
+from branchwise.verifiers.agreement import Agreement
 from branchwise.verifiers.arithmetic import Arithmetic
 from branchwise.verifiers.blend import Blend
+from branchwise.verifiers.channel import NoisyChannel
 from branchwise.verifiers.exact import Exact
 from branchwise.verifiers.function import Function
+from branchwise.verifiers.geometric import Geometric
 from branchwise.verifiers.likelihood import Likelihood
 from branchwise.verifiers.math_equal import MathEqual
+from branchwise.verifiers.pairwise import Comparison, Pairwise
 
 __all__ = [
+    "ABMCTS",
     "HF",
+    "MBR",
     "MCTS",
+    "SMC",
+    "AStar",
+    "AdaptiveConsistency",
     "Aggregate",
+    "Agreement",
     "Answer",
     "Arithmetic",
     "Backend",
     "BackendError",
     "Beam",
+    "BeamDecoding",
     "Best",
     "BestFirst",
     "BestOfN",
+    "BetaPrior",
     "Blend",
     "BranchError",
     "BranchwiseError",
     "Budget",
     "Candidate",
     "Chat",
+    "Chooser",
+    "Cluster",
+    "Comparison",
     "Config",
     "Controller",
+    "Curtailment",
+    "DiverseBeam",
+    "DualAgreement",
+    "EarlyStopping",
+    "Enough",
     "Environment",
     "Exact",
+    "ExactSearch",
     "Exhausted",
     "Expand",
     "Function",
+    "GaussianPrior",
+    "Geometric",
+    "GumbelMCTS",
+    "IterativeDeepening",
     "Journal",
     "Likelihood",
+    "LimitedDiscrepancy",
+    "Lookahead",
     "Math",
     "MathEqual",
     "Message",
+    "NextToken",
     "Node",
+    "NoisyChannel",
     "OpenAI",
+    "Pairwise",
+    "ParticleFilter",
+    "ParticleGibbs",
+    "Patience",
     "Policy",
+    "Preference",
     "Reading",
     "Rebase",
+    "Refine",
+    "Rejection",
     "Request",
+    "Reviser",
     "Rollout",
     "Sampling",
     "Scoring",
@@ -97,11 +183,19 @@ __all__ = [
     "Searched",
     "Shot",
     "SpecError",
+    "SpeculativeRejection",
     "State",
     "Step",
+    "StochasticBeam",
     "Task",
     "Tool",
     "ToolCall",
+    "Tournament",
+    "Transform",
+    "TreeOfThoughtsBFS",
+    "TreeOfThoughtsDFS",
+    "TreeRefine",
+    "Until",
     "Usage",
     "Verdict",
     "Verifier",
@@ -113,6 +207,7 @@ __all__ = [
     "rescore",
     "run_sync",
     "solve",
+    "solve_all",
     "to_json",
     "to_networkx",
 ]

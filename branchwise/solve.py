@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import anyio
 
 from branchwise.core.aio import gather
 from branchwise.core.around import Budget, Watch, alive, distinct, fused, merged, metered, watched
 from branchwise.core.controller import Controller
-from branchwise.core.errors import BackendError, Exhausted, SearchFailed
+from branchwise.core.errors import BackendError, Exhausted, SearchFailed, SpecError, suggestion
 from branchwise.core.grow import Grow
 from branchwise.core.node import Node
 from branchwise.core.types import (
@@ -180,19 +180,17 @@ def _raise(root: Node, error: SearchFailed | None) -> None:
 def _stack(
     expand: Expand, meter: Meter | None, watch: Watch | None, unique: Unique | None
 ) -> Expand:
+    if unique not in (None, *get_args(Unique)):
+        raise SpecError(f"unique = {unique!r}{suggestion(str(unique), get_args(Unique))}")
     expand = fused(expand)
     if watch is not None:
         expand = watched(expand, watch)
     if meter is not None:
         expand = meter(expand)
     expand = alive(expand)
-    match unique:
-        case "siblings":
-            return distinct(expand)
-        case "states":
-            return merged(expand)
-        case None:
-            return expand
+    if unique is None:
+        return expand
+    return distinct(expand) if unique == "siblings" else merged(expand)
 
 
 def _meter(budget: Budget, policies: Mapping[str, Policy]) -> Meter | None:

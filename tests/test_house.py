@@ -17,7 +17,7 @@ from worlds import Enumerate, Judge, worth
 
 import branchwise
 from branchwise import Config, run_sync, solve
-from branchwise.runs.spec import AnyModel, parse, read
+from branchwise.runs.spec import AnyModel, AnySearch, parse, read
 from branchwise.testing import Word
 
 ROOT = Path(__file__).parent.parent
@@ -53,10 +53,11 @@ def test_rooms_import_core_and_never_each_other(path):
         "core": {"core"},
         **{name: {"core", name} for name in ROOMS},
         "solve.py": {"core"},
+        "allocate.py": {"core", "solve"},
         "testing.py": {"core"},
         "runs": ROOMS | {"core", "runs", "solve"},
         "cli.py": ROOMS | {"core", "runs", "solve"},
-        "__init__.py": ROOMS | {"core", "solve"},
+        "__init__.py": ROOMS | {"core", "solve", "allocate"},
     }[room]
     used = {name.split(".")[1] for name in imports(path) if name.startswith("branchwise.")}
     assert used <= allowed
@@ -76,6 +77,7 @@ def test_importing_it_is_light():
         "sympy",
         "rich",
         "cyclopts",
+        "sacrebleu",
     }
     assert not heavy & set(loaded.stdout.split())
 
@@ -98,7 +100,7 @@ def test_what_is_public_is_documented(name):
             assert re.search(rf"^\s*{field}:", text, re.MULTILINE), f"{name}.{field}"
 
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -110,8 +112,22 @@ def test_specs_and_python_in_the_pages_are_valid(page):
         table = tomllib.loads(block)
         if "strategies" in table:
             parse(table, page)
+        elif "search" in table:
+            TypeAdapter(AnySearch).validate_python(table["search"])
         else:
             TypeAdapter(AnyModel).validate_python(table["model"])
+
+
+def test_the_table_of_algorithms_is_the_code_s():
+    path = ROOT / "docs" / "table.py"
+    table = importlib.util.module_from_spec(importlib.util.spec_from_file_location("table", path))
+    table.__spec__.loader.exec_module(table)
+    page = table.PAGE.read_text()
+    assert table.written(page) == page, "run docs/table.py"
+    for kind, card in table.cards():
+        assert (ROOT / "docs" / "algorithms" / f"{kind}.md").exists()
+        file, _, name = card.test.partition("::")
+        assert name in table.tests_in(ROOT / "tests" / file), card.test
 
 
 def test_the_controller_in_the_docs_works():

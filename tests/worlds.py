@@ -1,5 +1,6 @@
 """What several tests search in."""
 
+import math
 import random
 from itertools import product
 
@@ -52,7 +53,8 @@ class Random:
         self.letters = letters
 
     async def propose(self, node, seeds):
-        return [Step(random.Random(seed).choice(self.letters)) for seed in seeds]
+        each = -math.log(len(self.letters))
+        return [Step(random.Random(seed).choice(self.letters), logprob=each) for seed in seeds]
 
 
 class Enumerate(Alphabet):

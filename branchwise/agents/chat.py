@@ -1,16 +1,14 @@
 """A chat model as a policy: how a node becomes messages, and the reply the next step."""
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field, SkipValidation
 
 from branchwise.core.config import Config, Sampling
 from branchwise.core.node import Node
+from branchwise.core.template import filled
 from branchwise.core.types import Backend, Message, Request, Step, Task, Usage
-
-_PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 
 class Shot(Config):
@@ -74,16 +72,6 @@ class Asking(Config):
 
     def _filled(self, task: Task) -> str:
         return filled(self.template, {**task.meta, "prompt": task.prompt})
-
-
-def filled(template: str, values: Mapping[str, object]) -> str:
-    """The template with its braces filled in, in one pass: braces in what is filled in stay.
-
-    Example:
-        >>> filled("{a} and {b}", {"a": "{b}"})
-        '{b} and {b}'
-    """
-    return _PLACEHOLDER.sub(lambda key: str(values.get(key[1], key[0])), template)
 
 
 class Chat(Asking):

@@ -6,9 +6,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from branchwise.agents.chat import Asking, filled
+from branchwise.agents.chat import Asking
 from branchwise.core.aio import gather
 from branchwise.core.node import Node
+from branchwise.core.template import filled
 from branchwise.core.types import Message, Request, Step, Usage, joined
 
 
@@ -30,7 +31,8 @@ class Reviser(Asking):
         max_tokens: the most tokens of one step, and of one critique.
         stop: strings that end a step.
         logprobs: whether to ask for the log-probabilities of the tokens.
-        revision: the user's reply to a draft; `{feedback}` is filled in.
+        revision: the user's reply to a draft; `{feedback}`, `{prompt}` and the keys of the task's
+            `meta` are filled in.
         critique: asks the model for its own feedback; empty asks nothing. A revision should then
             be one step, for only its first step has read the critique.
         satisfied: what a critique says when nothing is left to improve.
@@ -58,7 +60,7 @@ class Reviser(Asking):
         """What the model is asked at a draft, or within a revision that it has begun."""
         messages = self._drafts(node)
         if messages and critique:
-            messages[-1] = Message("user", filled(self.revision, {"feedback": critique}))
+            messages[-1] = self._reply(node, critique)
         said = () if node.done else node.steps
         return self.asks([*self.opening(node), *messages], said, seeds)
 
@@ -93,9 +95,12 @@ class Reviser(Asking):
         drafts = [v for v in node.lineage if v.done and v.step is not None]
         messages: list[Message] = []
         for draft in drafts[-self.memory if self.memory else 0 :]:
-            said = filled(self.revision, {"feedback": _feedback(draft)}).strip()
-            messages += [Message("assistant", draft.text), Message("user", said)]
+            messages += [Message("assistant", draft.text), self._reply(draft, _feedback(draft))]
         return messages
+
+    def _reply(self, draft: Node, feedback: str) -> Message:
+        values = {**draft.task.meta, "prompt": draft.task.prompt, "feedback": feedback}
+        return Message("user", filled(self.revision, values).strip())
 
 
 def _feedback(draft: Node) -> str:

@@ -158,14 +158,15 @@ class fused:  # noqa: N801  (read as a verb: fused(expand))
             SearchFailed: `patience` of them came in a row.
         """
         children = await self.expand(nodes, n, by=by)
-        if any(child.failure is None for child in children):
-            self.failures = 0
-        elif children:
-            self.failures += 1
-            if self.failures >= self.patience:
-                raise SearchFailed(
-                    f"{self.failures} times in a row every branch failed: {children[-1].failure}"
-                )
+        for child in children:
+            if child.failure is None:
+                self.failures = 0
+                return children
+        self.failures += bool(children)
+        if self.failures >= self.patience:
+            raise SearchFailed(
+                f"{self.failures} times in a row every branch failed: {children[-1].failure}"
+            )
         return children
 
 

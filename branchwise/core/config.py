@@ -21,7 +21,9 @@ class Config(BaseModel):
         pydantic.ValidationError: a field is unknown, missing or out of its range.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", arbitrary_types_allowed=True, defer_build=True
+    )
 
 
 Adapter = Literal[

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from branchwise.core.types import Step
+    from branchwise.core.types import Step, Usage
 
 
 def suggestion(wrong: str, known: Sequence[str]) -> str:
@@ -60,7 +60,17 @@ class Exhausted(BranchwiseError):
 
 
 class BranchError(BranchwiseError):
-    """One branch failed; its siblings go on."""
+    """One branch failed; its siblings go on.
+
+    Args:
+        message: what went wrong, in one line.
+        hint: what to do about it.
+        spent: what it has cost all the same, where a model was paid; None is nothing.
+    """
+
+    def __init__(self, message: str, *, hint: str = "", spent: Usage | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.spent = spent
 
 
 class BackendError(BranchError):
@@ -74,6 +84,7 @@ class BackendError(BranchError):
         status: the HTTP status where a server gave one.
         arrived: the samples that did arrive, one place for each seed of the request, None where
             there is none: they are paid for, so a journal keeps them and a search uses them.
+        spent: what the call has cost all the same, beyond what `arrived` says.
     """
 
     def __init__(
@@ -84,8 +95,9 @@ class BackendError(BranchError):
         fatal: bool = False,
         status: int | None = None,
         arrived: Sequence[Step | None] = (),
+        spent: Usage | None = None,
     ) -> None:
-        super().__init__(message, hint=hint)
+        super().__init__(message, hint=hint, spent=spent)
         self.fatal = fatal
         self.status = status
         self.arrived = arrived

@@ -21,7 +21,7 @@ from branchwise.core.errors import (
     WorldError,
 )
 from branchwise.core.node import Node
-from branchwise.core.types import Environment, Policy, State, Step, Verdict, Verifier
+from branchwise.core.types import FREE, Environment, Policy, State, Step, Verdict, Verifier
 
 _TURN = 32
 """Every so many orders the event loop gets a turn, also where no policy waits."""
@@ -127,12 +127,13 @@ class Grow:
             states = [state for (state,) in walks]
         children: list[Node] = []
         arrived = iter(states)
+        unpaid = [] if failure is None or failure.spent is None else [failure.spent]
         for i, step in zip(indices, steps, strict=False):
             state = next(arrived) if step is not None else failure
             lost = not isinstance(state, State)
             child = Node(parent.task, parent.state if lost else state, parent, i, step)
             if lost:
-                child.failed(str(state))
+                child.failed(str(state), unpaid.pop() if step is None and unpaid else FREE)
             elif self.verifiers:
                 child.score = -inf  # until it is judged, a cut search must not prefer it
             children.append(child)
@@ -149,7 +150,7 @@ class Grow:
         except BackendError:
             raise
         except BranchError as error:
-            raise BackendError(error.message, hint=error.hint) from error
+            raise BackendError(error.message, hint=error.hint, spent=error.spent) from error
         except BranchwiseError:
             raise
         except Exception as error:
@@ -185,7 +186,7 @@ class Grow:
         for node, *verdicts in zip(nodes, *columns, strict=True):
             for verdict in verdicts:
                 if isinstance(verdict, VerifierError):
-                    node.failed(str(verdict))
+                    node.failed(str(verdict), verdict.spent or FREE)
                     break
             else:
                 node.judged(names, cast("list[Verdict]", verdicts))
@@ -206,7 +207,9 @@ class Grow:
         try:
             verdicts = await self.verifiers[name].score(nodes)
         except BranchError as error:
-            return [VerifierError(f"verifier {name!r}: {error}")] * len(nodes)
+            wrong = VerifierError(f"verifier {name!r}: {error}")
+            paid = VerifierError(f"verifier {name!r}: {error}", spent=error.spent)
+            return [paid, *[wrong] * (len(nodes) - 1)]
         except BranchwiseError:
             raise
         except Exception as error:  # noqa: BLE001  (a user's function; only the culprit shall fail)
@@ -233,7 +236,7 @@ def _sound(name: str, verdict: object) -> Verdict | VerifierError:
     if isinstance(verdict, Verdict) and type(verdict.score) is float and isfinite(verdict.score):
         return verdict
     if isinstance(verdict, VerifierError):
-        return VerifierError(f"verifier {name!r}: {verdict}")
+        return VerifierError(f"verifier {name!r}: {verdict}", spent=verdict.spent)
     if not isinstance(verdict, Verdict):
         return VerifierError(f"verifier {name!r} gave {verdict!r}, which is no Verdict")
     score: object = verdict.score

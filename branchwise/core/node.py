@@ -30,6 +30,7 @@ class Node:
         children: the nodes grown from here so far, in the order of `index`, failed ones included.
         promised: how many children have been promised so far; the next one's index.
         failure: why the branch failed; None where it did not.
+        lost: what its failure has cost, where a model was paid for nothing.
 
     Example:
         >>> root = Node(Task("2 + 2?"), State())
@@ -43,6 +44,7 @@ class Node:
         "children",
         "failure",
         "index",
+        "lost",
         "parent",
         "promised",
         "score",
@@ -66,6 +68,7 @@ class Node:
         self.step = step
         self.score: float = state.reward
         self.failure: str | None = None
+        self.lost: Usage = FREE
         self.children: tuple[Node, ...] = ()
         self.promised = 0
         # The names are one object for the whole tree, and a verdict that says nothing but its
@@ -93,9 +96,9 @@ class Node:
     def _said(self) -> tuple[_Said, ...]:
         return self._verdicts if isinstance(self._verdicts, tuple) else (self._verdicts,)
 
-    def failed(self, why: str) -> None:
+    def failed(self, why: str, lost: Usage = FREE) -> None:
         """Mark the branch as failed; it stays in the tree as data."""
-        self.failure, self.score = why, -math.inf
+        self.failure, self.score, self.lost = why, -math.inf, lost
 
     @property
     def path(self) -> tuple[int, ...]:
@@ -137,13 +140,11 @@ class Node:
     def steps(self) -> tuple[Step, ...]:
         """What was said from `start` down to here."""
         steps: list[Step] = []
-        node = self
-        while (parent := node.parent) is not None:
+        node: Node | None = self
+        while node is not None:
             if node.step is not None:
                 steps.append(node.step)
-            if parent.done:
-                break
-            node = parent
+            node = None if node.parent is None or node.parent.done else node.parent
         return tuple(reversed(steps))
 
     @property
@@ -163,18 +164,25 @@ class Node:
 
     @property
     def cost(self) -> Usage:
-        """What this node alone has cost: its step and its verdicts."""
+        """What this node alone has cost: its step, its verdicts and its failure."""
         total = FREE if self.step is None else self.step.usage
-        for verdict in self._said:
-            if isinstance(verdict, Verdict) and verdict.usage is not FREE:
-                total += verdict.usage
+        if self.lost is not FREE:
+            total += self.lost
+        if not isinstance(self._verdicts, float):
+            for verdict in self._said:
+                if isinstance(verdict, Verdict) and verdict.usage is not FREE:
+                    total += verdict.usage
         return total
 
     @property
     def usage(self) -> Usage:
         """What the tree from here down has cost."""
-        costs = (node.cost for node in self.walk())
-        return sum((cost for cost in costs if cost is not FREE), FREE)
+        total = FREE
+        for node in self.walk():
+            cost = node.cost
+            if cost is not FREE:
+                total += cost
+        return total
 
     def walk(self) -> Iterator[Node]:
         """All nodes from here down: a parent before its children, siblings in order."""
@@ -182,7 +190,8 @@ class Node:
         while stack:
             node = stack.pop()
             yield node
-            stack.extend(reversed(node.children))
+            if node.children:
+                stack.extend(node.children[::-1])
 
     def leaves(self) -> Iterator[Node]:
         """The nodes from here down that did not fail and have no child that did not, in order."""
@@ -201,7 +210,7 @@ class Node:
     def asked(self, task: Task) -> Node:
         """This node as a node of another task, for a grader that may see the target."""
         twin = Node(task, self.state, self.parent, self.index, self.step)
-        twin.score, twin.failure = self.score, self.failure
+        twin.score, twin.failure, twin.lost = self.score, self.failure, self.lost
         twin._judges, twin._verdicts = self._judges, self._verdicts
         return twin
 

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from branchwise.core.errors import SpecError
 from branchwise.core.node import Node
-from branchwise.core.types import Json, State, Step, Task, Verdict
+from branchwise.core.types import FREE, Json, State, Step, Task, Usage, Verdict
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -23,6 +23,7 @@ _task = TypeAdapter(Task)
 _step = TypeAdapter(Step)
 _state = TypeAdapter(State)
 _verdict = TypeAdapter(Verdict)
+_usage = TypeAdapter(Usage)
 
 
 def to_networkx(root: Node, **columns: Callable[[Node], object]) -> nx.DiGraph[tuple[int, ...]]:
@@ -64,14 +65,14 @@ def to_json(root: Node) -> str:
         '?'
     """
     start = len(root.path)
-    table = {
-        "format": FORMAT,
-        "version": VERSION,
-        "task": _task.dump_python(root.task, mode="json"),
-        "nodes": [_dump(node, node.path[start:]) for node in root.walk()],
-    }
     try:
-        return json.dumps(table, ensure_ascii=False, allow_nan=False, sort_keys=True)
+        table = {
+            "format": FORMAT,
+            "version": VERSION,
+            "task": _task.dump_python(root.task, mode="json"),
+            "nodes": [_dump(node, node.path[start:]) for node in root.walk()],
+        }
+        return json.dumps(table, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise SpecError(
             f"the tree cannot be saved: {error}", hint="snapshots have to be JSON values"
@@ -99,12 +100,13 @@ def from_json(text: str) -> Node:
 
 def _dump(node: Node, path: tuple[int, ...]) -> dict[str, Json]:
     state = node.state
-    # The snapshot goes out as it is: it has to be JSON already, and must come back the same.
+    # The snapshot has to be JSON already, and must come back the same. Its keys are sorted, so that
+    # equal trees have equal bytes; the order of the verdicts says who is in charge.
     return {
         "path": list(path),
         "step": None if node.step is None else _step.dump_python(node.step, mode="json"),
         "state": {
-            "snapshot": cast("Json", state.snapshot),
+            "snapshot": _sorted(state.snapshot),
             "observation": state.observation,
             "reward": state.reward,
             "done": state.done,
@@ -113,12 +115,19 @@ def _dump(node: Node, path: tuple[int, ...]) -> dict[str, Json]:
         },
         "score": node.score if math.isfinite(node.score) else None,
         "failure": node.failure,
+        **({} if node.lost is FREE else {"lost": _usage.dump_python(node.lost, mode="json")}),
         "promised": node.promised,
         "verdicts": {
             name: _verdict.dump_python(verdict, mode="json")
             for name, verdict in node.verdicts.items()
         },
     }
+
+
+def _sorted(snapshot: object) -> Json:
+    if isinstance(snapshot, (dict, list)):
+        return json.loads(json.dumps(snapshot, allow_nan=False, sort_keys=True))
+    return cast("Json", snapshot)
 
 
 def _load(row: dict[str, object], task: Task, nodes: dict[tuple[int, ...], Node]) -> None:
@@ -128,6 +137,7 @@ def _load(row: dict[str, object], task: Task, nodes: dict[tuple[int, ...], Node]
     node = Node(task, _state.validate_python(row["state"]), parent, path[-1] if path else 0, step)
     node.score = -math.inf if row["score"] is None else cast("float", row["score"])
     node.failure = cast("str | None", row["failure"])
+    node.lost = _usage.validate_python(row["lost"]) if "lost" in row else FREE
     node.promised = cast("int", row["promised"])
     verdicts = cast("dict[str, object]", row["verdicts"])
     node.judged(tuple(verdicts), tuple(_verdict.validate_python(v) for v in verdicts.values()))

@@ -134,7 +134,8 @@ class Candidate:
 
     Args:
         token: its id.
-        text: what it says by itself.
+        text: what it adds to the text so far: nothing where it ends the answer; it ends in U+FFFD
+            where it leaves a character incomplete.
         logprob: the natural logarithm of its probability under the model: at temperature 1, before
             all adapters (penalties, temperature, truncation).
         proposal: the same after all adapters; None where they cut it.
@@ -195,11 +196,13 @@ def joined(steps: Sequence[Step], *, finish: Finish, usage: Usage) -> Step:
         '1 2'
     """
     logprobs = [step.logprob for step in steps if step.logprob is not None]
+    whole = all(step.tokens or not step.text for step in steps)  # else a part would be missing
+    told = all(len(step.logprobs) == len(step.tokens) for step in steps)
     return Step(
         "".join(step.text for step in steps),
-        tokens=tuple(token for step in steps for token in step.tokens),
+        tokens=tuple(token for step in steps for token in step.tokens) if whole else (),
         logprob=math.fsum(logprobs) if len(logprobs) == len(steps) else None,
-        logprobs=tuple(logprob for step in steps for logprob in step.logprobs),
+        logprobs=tuple(each for step in steps for each in step.logprobs) if whole and told else (),
         finish=finish,
         usage=usage,
     )

@@ -14,9 +14,9 @@ NO_TOOLS = "There are no tools here. Answer in words."
 class Text(Config):
     """The rules that every world of text shares; `read` and `over` are what differs.
 
-    A step that the model ended (`end`), or an empty one, ends the text, and so does one that a
-    stop string other than the delimiter ended. A step cut short by `max_tokens` or by the server
-    is cut: half an answer is never a final one.
+    A step that the model ended (`end`), or one that says nothing, ends the text, and so does one
+    that a stop string other than the delimiter ended. A step cut short by `max_tokens` or by the
+    server is cut: half an answer is never a final one.
 
     Args:
         delimiter: what ends a step; with it in a policy's `stop`, each line is a step.
@@ -53,7 +53,7 @@ class Text(Config):
                 ends = self.delimiter not in action.text
             case "end":
                 ends = True
-        if ends or not action.text or self.over(text):
+        if ends or not (action.text or action.tokens) or self.over(text):
             return State(snapshot=text, done=True, answer=self.read(text))
         return State(snapshot=text)
 

@@ -13,12 +13,12 @@ from pydantic import Field
 
 from branchwise.core.config import Config
 from branchwise.core.errors import SpecError, suggestion
+from branchwise.core.template import filled
 from branchwise.core.types import Json, Task
 
 Row = Mapping[str, object]
 
 _HUB = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)/(?P<file>[^#]+)")
-_PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 
 class Data(Config):
@@ -87,9 +87,7 @@ class Data(Config):
                 target = target.rpartition(self.target_after)[2]
             target = target.strip()
         if "{" in self.prompt:
-            prompt = _PLACEHOLDER.sub(
-                lambda m: str(_field(row, m[1], "data.prompt", place)), self.prompt
-            )
+            prompt = filled(self.prompt, lambda key: _field(row, key, "data.prompt", place))
         else:
             prompt = str(_field(row, self.prompt, "data.prompt", place))
         name = number if self.id is None else _field(row, self.id, "data.id", place)

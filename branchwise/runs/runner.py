@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +12,7 @@ import anyio
 from anyio import to_thread
 
 from branchwise.backends.journal import Journal
+from branchwise.core.config import Config
 from branchwise.core.errors import BackendError, SearchFailed, VerifierError
 from branchwise.core.node import Node
 from branchwise.core.types import Backend, Environment, Task, Verifier
@@ -69,6 +70,13 @@ async def _live(part: object, stack: AsyncExitStack) -> object:
     return await stack.enter_async_context(part.open()) if isinstance(part, Openable) else part
 
 
+def _reading(part: object, model: object) -> object:
+    """The part, with the run's model where it reads with one."""
+    if isinstance(part, Config) and "backend" in type(part).model_fields:
+        return part.model_copy(update={"backend": model})
+    return part
+
+
 @dataclass(frozen=True)
 class Ready:
     """The parts of a run, opened."""
@@ -77,11 +85,11 @@ class Ready:
     environment: Environment
     verifiers: Sequence[tuple[object, Verifier]]
 
-    def named(self, specs: Sequence[object]) -> dict[str, Verifier]:
-        """The live verifiers of these specs, each under its kind."""
+    def live(self, specs: Mapping[str, object]) -> dict[str, Verifier]:
+        """The live verifiers of these specs, under the same names."""
         return {
-            str(getattr(spec, "kind", "verifier")): live
-            for spec in specs
+            name: live
+            for name, spec in specs.items()
             for known, live in self.verifiers
             if known == spec
         }
@@ -93,14 +101,16 @@ async def opened(
 ) -> AsyncGenerator[Ready]:
     """Open the model, the world and the verifiers; close them with the block."""
     async with AsyncExitStack() as stack:
-        backend = cast("Backend", await _live(parts.model, stack))
+        model = await _live(parts.model, stack)
+        backend = cast("Backend", model)
         if journal is not None:
             backend = await to_thread.run_sync(Journal, journal, backend)
         verifiers: list[tuple[object, Verifier]] = []
-        for specs in (parts.verifier, *(strategy.verifier or () for strategy in strategies)):
-            for spec in specs:
+        for specs in (parts.verifier, *(strategy.verifier or {} for strategy in strategies)):
+            for spec in specs.values():
                 if all(spec != known for known, _ in verifiers):
-                    verifiers.append((spec, cast("Verifier", await _live(spec, stack))))
+                    live = await _live(_reading(spec, model), stack)
+                    verifiers.append((spec, cast("Verifier", live)))
         world = cast("Environment", await _live(parts.environment, stack))
         yield Ready(backend, world, verifiers)
 
@@ -111,10 +121,10 @@ async def search(
     """One problem with one strategy."""
     return await solve(
         task,
-        policy=parts.policy_of(strategy, ready.backend),
+        policy=parts.policies_of(strategy, ready.backend),
         controller=strategy.search,
         environment=ready.environment,
-        verifier=ready.named(parts.verifier if strategy.verifier is None else strategy.verifier),
+        verifier=ready.live(parts.verifier if strategy.verifier is None else strategy.verifier),
         rank=strategy.rank,
         budget=strategy.budget or parts.budget,
         seed=parts.seed,

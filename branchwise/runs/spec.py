@@ -19,22 +19,28 @@ from pydantic import (
 from pydantic import ValidatorFunctionWrapHandler as Handler
 from pydantic_core import ErrorDetails
 
-from branchwise.agents.chat import Chat
+from branchwise.agents.chat import Asking, Chat
+from branchwise.agents.chooser import Chooser
+from branchwise.agents.next_token import NextToken
+from branchwise.agents.reviser import Reviser
 from branchwise.backends.hf import HF
 from branchwise.backends.openai import OpenAI
 from branchwise.core.around import Budget
 from branchwise.core.config import Config
 from branchwise.core.errors import SpecError, suggestion
-from branchwise.core.types import Backend, Json, Request, Step
+from branchwise.core.types import Backend, Json, Policy, Request, Step
 from branchwise.environments.math import Math
 from branchwise.environments.writing import Writing
 from branchwise.runs.dataset import Data
 from branchwise.search import AnyController
 from branchwise.solve import Unique
 from branchwise.verifiers.aggregate import Aggregate
+from branchwise.verifiers.agreement import Agreement
 from branchwise.verifiers.arithmetic import Arithmetic
 from branchwise.verifiers.blend import Blend
+from branchwise.verifiers.channel import NoisyChannel
 from branchwise.verifiers.exact import Exact
+from branchwise.verifiers.geometric import Geometric
 from branchwise.verifiers.likelihood import Likelihood
 from branchwise.verifiers.math_equal import MathEqual
 
@@ -70,23 +76,48 @@ def _outsider(value: object, handler: Handler) -> object:
 
 
 AnyModel = Annotated[Annotated[HF | OpenAI, Field(discriminator="kind")], WrapValidator(_outsider)]
-AnyPolicy = Annotated[Chat, WrapValidator(_outsider)]
+POLICIES = (Chat, Reviser, NextToken, Chooser)
+AnyPolicy = Annotated[
+    Annotated[Chat | Reviser | NextToken | Chooser, Field(discriminator="kind")],
+    WrapValidator(_outsider),
+]
 AnyWorld = Annotated[
     Annotated[Writing | Math, Field(discriminator="kind")], WrapValidator(_outsider)
 ]
 AnyVerifier = Annotated[
-    Annotated[Likelihood | Arithmetic | MathEqual | Exact, Field(discriminator="kind")],
+    Annotated[
+        Likelihood | Arithmetic | MathEqual | Exact | Agreement | NoisyChannel,
+        Field(discriminator="kind"),
+    ],
     WrapValidator(_outsider),
 ]
 
 
-def _listed(value: object) -> object:
-    """One verifier is a list of one."""
-    return [value] if isinstance(value, Mapping) else value
+def _named(value: object) -> object:
+    """Verifiers by name; one alone and those in a list are called by their kinds."""
+    if isinstance(value, Mapping) and "kind" not in value:
+        entries = list(cast("Mapping[str, object]", value).items())
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        entries = [("", entry) for entry in cast("Sequence[object]", value)]
+    else:
+        entries = [("", value)]
+    named: dict[str, object] = {}
+    for given, entry in entries:
+        if not isinstance(entry, Mapping) or not isinstance(entry.get("kind"), str):
+            raise ValueError("a verifier is a table with a `kind`")  # noqa: TRY004  (pydantic's)
+        name = given or ("verifier" if ":" in entry["kind"] else entry["kind"])
+        if name in named:
+            raise ValueError(
+                f"two verifiers would be called {name!r}: name them, as in "
+                "verifier = { first = { kind = ... }, second = { kind = ... } }"
+            )
+        reads = entry["kind"] == _kind_of(NoisyChannel)  # with the run's model
+        named[name] = {**entry, "backend": Unopened()} if reads else entry
+    return named
 
 
-Verifiers = Annotated[tuple[AnyVerifier, ...], BeforeValidator(_listed)]
-AnyRank = Annotated[Aggregate | Blend, Field(discriminator="kind")]
+Verifiers = Annotated[dict[str, AnyVerifier], BeforeValidator(_named)]
+AnyRank = Annotated[Aggregate | Blend | Geometric, Field(discriminator="kind")]
 AnySearch = Annotated[AnyController, WrapValidator(_outsider)]
 
 
@@ -97,6 +128,8 @@ class Strategy(Config):
         name: what tables call it.
         search: the controller.
         policy: changes to the run's policy, for this strategy alone.
+        policies: further policies by the names that the search asks for (`by`). A `reviser`, or
+            any other that asks as a chat does, begins with this strategy's policy.
         verifier: what judges nodes, for this strategy alone.
         rank: how verdicts become scores, where the first verifier's word is not it.
         budget: the most that one problem may spend, instead of the run's budget.
@@ -108,6 +141,7 @@ class Strategy(Config):
     name: str = Field(min_length=1, pattern=r"^[\w.,+ -]+$")
     search: AnySearch
     policy: Table = Field(default_factory=dict)
+    policies: dict[str, Table] = Field(default_factory=dict)
     verifier: Verifiers | None = None
     rank: AnyRank | None = None
     budget: Budget | None = None
@@ -122,7 +156,8 @@ class Parts(Config):
         model: the backend, with its `kind`.
         policy: how a node becomes a prompt; its `kind` is `chat` where none is given.
         environment: the world.
-        verifier: what judges nodes during the search, one or a list; the first one's word is the
+        verifier: what judges nodes during the search: one, a list, or several by name, where
+            those without a name are called by their kind; the first one's word is the
             score; without one, the world's rewards are.
         budget: the most that one problem may spend with one strategy.
         seed: of everything.
@@ -131,18 +166,23 @@ class Parts(Config):
     model: AnyModel
     policy: Table = Field(default_factory=dict)
     environment: AnyWorld = Math()
-    verifier: Verifiers = ()
+    verifier: Verifiers = Field(default_factory=dict)
     budget: Budget = Budget()
     seed: int = 0
 
-    def policy_of(self, strategy: Strategy, backend: Backend) -> Chat:
-        """The policy of one strategy: the table of all with the strategy's changes on it.
+    def policies_of(self, strategy: Strategy, backend: Backend) -> dict[str, Policy]:
+        """The policies of one strategy by name; `policy` is the one used by default.
 
         Raises:
             pydantic.ValidationError: a field is wrong.
         """
-        table = _merged(self.policy, strategy.policy)
-        return _policy.validate_python({"kind": "chat", **table, "backend": backend})
+        table = {"kind": "chat", **_merged(self.policy, strategy.policy)}
+        policies = {"policy": _policy.validate_python({**table, "backend": backend})}
+        asks = {field: value for field, value in table.items() if field in Asking.model_fields}
+        for name, own in strategy.policies.items():
+            under = asks if own.get("kind") in _ASKING else {}
+            policies[name] = _policy.validate_python({**_merged(under, own), "backend": backend})
+        return policies
 
 
 class Question(Parts):
@@ -184,7 +224,13 @@ class Spec(Parts):
         return strategies
 
 
-_policy: TypeAdapter[Chat] = TypeAdapter(AnyPolicy)
+def _kind_of(model: type[Config]) -> object:
+    kind = model.model_fields.get("kind")
+    return None if kind is None else kind.default
+
+
+_policy: TypeAdapter[Policy] = TypeAdapter(AnyPolicy)
+_ASKING = [_kind_of(policy) for policy in POLICIES if issubclass(policy, Asking)]
 
 
 def _merged(under: Table, over: Table) -> Table:
@@ -233,7 +279,7 @@ def parse(table: Table, source: Path) -> Spec:
     except ValidationError as error:
         raise SpecError(f"{source}: {explain(error, Spec)}") from error
     for i, strategy in enumerate(spec.strategies):
-        _check_policy(spec, strategy, f"strategies.{i}.", str(source))
+        _check_policies(spec, strategy, f"strategies.{i}.", str(source))
     return spec.model_copy(update={"data": spec.data.within(source.parent)})
 
 
@@ -247,51 +293,52 @@ def question(table: Table) -> Question:
         asked = Question.model_validate(table)
     except ValidationError as error:
         raise SpecError(explain(error, Question)) from error
-    _check_policy(asked, asked.strategy, "strategy.", "")
+    _check_policies(asked, asked.strategy, "strategy.", "")
     return asked
 
 
-def _check_policy(parts: Parts, strategy: Strategy, where: str, source: str) -> None:
-    try:
-        parts.policy_of(strategy, Unopened())
-    except ValidationError as error:
-        path = f"{where}policy" if strategy.policy else "policy"
-        said = explain(error, Chat, path)
-        raise SpecError(f"{source}: {said}" if source else said) from error
+def _check_policies(parts: Parts, strategy: Strategy, where: str, source: str) -> None:
+    """Build each policy on its own, so that a fault names its place."""
+    alone = strategy.model_copy(update={"policies": {}})
+    builds = [(f"{where}policy" if strategy.policy else "policy", alone)]
+    for name, table in strategy.policies.items():
+        one = strategy.model_copy(update={"policies": {name: table}})
+        builds.append((f"{where}policies.{name}", one))
+    for path, build in builds:
+        try:
+            parts.policies_of(build, Unopened())
+        except ValidationError as error:
+            said = explain(error, *POLICIES, below=path)
+            raise SpecError(f"{source}: {said}" if source else said) from error
 
 
-def explain(error: ValidationError, model: type[Config], below: str = "") -> str:
+def explain(error: ValidationError, *models: type[Config], below: str = "") -> str:
     """One fault of a validation error in one line: the field, what is wrong, the fix.
 
     A misspelt field is two faults, one unknown and one missing: the unknown one tells more.
     """
     faults = error.errors(include_url=False)
     fault = next((f for f in faults if f["type"] == "extra_forbidden"), faults[0])
-    path, models = _place(fault["loc"], model)
+    path, about = _place(fault["loc"], models)
     where = ".".join([*([below] if below else []), *path])
-    fields = [name for one in models for name in one.model_fields]
+    fields = [name for one in about for name in one.model_fields]
     return f"{where}: {_said(fault, fields)}" if where else _said(fault, fields)
 
 
 def _place(
-    location: tuple[int | str, ...], model: type[Config]
+    location: tuple[int | str, ...], models: Sequence[type[Config]]
 ) -> tuple[list[str], list[type[Config]]]:
     """The path of a fault without the tags of unions, and the models it may be about."""
     path: list[str] = []
-    here = [model]
+    here = list(models)
     for element in location:
-        if tagged := [one for one in here if _kind(one) == element]:
+        if tagged := [one for one in here if _kind_of(one) == element]:
             here = tagged
             continue
         path.append(str(element))
         for field in [one.model_fields[element] for one in here if element in one.model_fields]:
             here = list(_models(field.annotation)) or here
     return path, here
-
-
-def _kind(model: type[Config]) -> object:
-    kind = model.model_fields.get("kind")
-    return None if kind is None else kind.default
 
 
 def _models(annotation: object) -> Iterator[type[Config]]:

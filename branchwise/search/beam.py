@@ -1,11 +1,12 @@
 """Step-level beam search and its diverse variant."""
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from branchwise.core.node import Node
 from branchwise.core.types import Expand
+from branchwise.search.card import Card
 from branchwise.search.search import Search
 
 
@@ -36,6 +37,13 @@ class Beam(Search):
     """
 
     kind: Literal["beam"] = "beam"
+    card: ClassVar[Card] = Card(
+        structure="step",
+        signals="a score for each step",
+        paper="Snell et al. 2024, §5.2; Beeching et al. 2024 (DVTS)",
+        oracle="enumeration; a loop over lists",
+        test="search/test_beam.py::test_a_beam_keeps_the_best_of_each_level",
+    )
     width: int = Field(default=4, ge=1)
     fanout: int = Field(default=4, ge=1)
     trees: int = Field(default=1, ge=1)

@@ -1,14 +1,17 @@
 """The pick behind best-of-N."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 from branchwise.core.config import Config
 from branchwise.core.node import Node
+from branchwise.search.card import Card
 
 
 class Best(Config):
     """Pick the finished node with the highest score; the first one of equals.
+
+        ŷ = argmax_i v(x, y_i)
 
     Where nothing has finished, the best leaf that did not fail; the root where nothing has grown.
 
@@ -22,6 +25,13 @@ class Best(Config):
     """
 
     kind: Literal["best"] = "best"
+    card: ClassVar[Card] = Card(
+        structure="pick",
+        signals="a score for each answer",
+        paper="Stiennon et al. 2020, §4",
+        oracle="the exact law of best-of-N by enumeration; the bound on its divergence",
+        test="search/test_votes.py::test_best_of_n_has_the_law_of_the_largest_of_n",
+    )
 
     def __call__(self, root: Node) -> Node:
         """The chosen node."""

@@ -1,11 +1,12 @@
 """Best-of-N, and every other parallel method: the pick makes the difference."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from branchwise.core.node import Node
 from branchwise.core.types import Expand
+from branchwise.search.card import Card
 from branchwise.search.rollout import follow
 from branchwise.search.search import Search
 
@@ -23,6 +24,9 @@ class BestOfN(Search):
 
     Args:
         n: N, how many answers.
+        batch: how many are drawn at a time and followed to their end before the next ones, so that
+            a stopping rule may look in between (`Until`); None draws all at once. The samples are
+            the same for every batch size.
 
     Example:
         >>> BestOfN(n=8).pick.kind
@@ -30,8 +34,18 @@ class BestOfN(Search):
     """
 
     kind: Literal["best-of-n"] = "best-of-n"
+    card: ClassVar[Card] = Card(
+        structure="parallel",
+        signals="samples; scores or answers, as the pick wants",
+        paper="Welleck et al. 2024, §4.1",
+        oracle="independent samples drawn by their seeds; the exact law of the best of N",
+        test="search/test_best_of_n.py::test_best_of_n_is_the_argmax_of_independent_samples",
+    )
     n: int = Field(default=8, ge=1)
+    batch: int | None = Field(default=None, ge=1)
 
     async def grow(self, root: Node, expand: Expand) -> None:
-        """Grow N branches side by side."""
-        await follow(await expand([root], self.n), expand)
+        """Grow N branches, a batch of them side by side."""
+        size = self.batch or self.n
+        for drawn in range(0, self.n, size):
+            await follow(await expand([root], min(size, self.n - drawn)), expand)

@@ -1,45 +1,74 @@
-"""Monte Carlo tree search with UCT or PUCT."""
+"""Monte Carlo tree search."""
 
 from __future__ import annotations
 
-import math
+import itertools
 from collections.abc import Callable
-from typing import Literal, TypeAlias
+from functools import partial
+from math import log, sqrt
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from branchwise.core.node import Node
 from branchwise.core.types import Expand
+from branchwise.search.card import Card
+from branchwise.search.pipeline import Pipeline
 from branchwise.search.rollout import follow
 from branchwise.search.search import Search
+from branchwise.search.visit import Grown, Path, Visits
 
-_Urgency: TypeAlias = "Callable[[Visit], float]"
+_DEFAULTS = {"uct": (sqrt(2), 1.0), "puct": (1.25, 19652.0), "p-ucb": (4.0, 10.0)}
 
 
 class MCTS(Search):
-    """Select by value and visits, expand, evaluate, add along the lineage.
+    """Select by value and visits, expand, evaluate, back up along the path.
 
         repeat simulations times:
             v ← root;  while v has children:  v ← argmax_c Q(c) + U(c)
             grow k children of v and evaluate each
-            for each ancestor a of v, v included:  N(a) += k,  W(a) += Σ values
+            for each a on the path from the root to v:  N(a) += k,  W(a) += Σ values
 
-        Q(c) = W(c) / N(c), scaled to [0, 1] by the least and the greatest value seen
-        UCT:   U(c) = exploration · sqrt(ln N(v) / N(c))            (Kocsis and Szepesvári 2006)
-        PUCT:  U(c) = P(c) · (c1 + ln((N(v) + c2 + 1) / c2)) · sqrt(N(v)) / (1 + N(c))
-                                                        (Silver et al. 2016; c1 and c2: MuZero)
+        Q(c) = W(c) / N(c)
+        uct:    U(c) = C · sqrt(ln N(v) / N(c))                     (Kocsis and Szepesvári 2006)
+        puct:   U(c) = P(c) · C(v) · sqrt(N(v)) / (1 + N(c))        (Silver et al. 2016)
+        p-ucb:  U(c) = P(c) · C(v) · sqrt(ln N(v)) / (1 + N(c))     (PG-TD, Zhang et al. 2023)
+        C(v) = C + ln((N(v) + base + 1) / base)                     (MuZero's c1 and c2)
 
-    A new child counts as one visit, with the verifier's score as its value; with `rollout` it is
-    first followed for that many steps and the score there is its value. Subtrees that are grown
-    out are not selected again, so that every simulation grows something.
+    P is the softmax of the steps' mean log-probabilities, uniform where one is not known. Subtrees
+    that are grown out are not selected again. With several `lanes`, calls overlap: what is being
+    grown is not selected, and counts as visits without a value (WU-UCT, Liu et al. 2020) or as
+    losses (virtual loss, Segal 2010).
+
+    Source: Kocsis and Szepesvári 2006; Schrittwieser et al. 2020 (MuZero), appendix B.
 
     Args:
-        simulations: how many nodes are grown at most.
-        fanout: k, the children of each.
-        select: `uct` or `puct`.
-        exploration: the weight of U in UCT, c1 in PUCT; None is √2 or 1.25.
-        decay: c2 of PUCT.
-        rollout: how many steps a new child is followed at most.
+        simulations: how many times the search goes down the tree at most.
+        fanout: k, the children that a node is grown by.
+        select: the formula of U.
+        exploration: C; None is √2, 1.25 or 4.
+        decay: base; None is 19652 or 10.
+        scale: `seen` scales Q to [0, 1] by the least and the greatest score seen, `none` leaves
+            it as it is, as textbooks do.
+        visit: `all` evaluates and counts each new child as a visit of its own, `one` counts one
+            visit of the node that is grown, as textbooks and AlphaZero do; its children begin
+            with N = 0. A child that is done is then visited once.
+        unvisited: Q of a child with N = 0: its `score` (RAP's fast reward), `zero` on the scale
+            (AlphaZero), or such children come `first`, by their scores (UCT).
+        backup: whether Q is the `mean` of the returns or the greatest, `max`.
+        returns: what a path brings each node on it: the score of its `leaf`, or the `sum` or the
+            `mean` of the scores from the node on (RAP).
+        rollout: how many steps an evaluation goes on at most, one child at a time; what it finds
+            there is the value.
+        rollout_by: the name of the policy that proposes them.
+        widen_k: k of progressive widening: a node gets one more child when k · N^α exceeds their
+            number (Coulom 2007; Couëtoux et al. 2011); None never.
+        widen_alpha: α.
+        lanes: how many simulations are in flight at once.
+        in_flight: `wu` or `virtual-loss`; a loss is worth the least score seen.
+        in_order: whether simulations are backed up in the order in which they were selected. The
+            tree then does not depend on latencies, but a lane may wait for a slower one.
+        enough: a score at which a finished node ends the search; None goes on.
 
     Example:
         >>> MCTS(simulations=64, select="puct").fanout
@@ -47,100 +76,79 @@ class MCTS(Search):
     """
 
     kind: Literal["mcts"] = "mcts"
+    card: ClassVar[Card] = Card(
+        structure="step",
+        signals="a score for each step; log-probabilities as priors of puct and p-ucb",
+        paper="Kocsis and Szepesvári 2006; Silver et al. 2016; Schrittwieser et al. 2020, app. B",
+        oracle="textbook loops, node by node; mctx's muzero_policy, visit by visit",
+        test="search/test_mcts.py::test_it_visits_as_mctx_does",
+    )
     simulations: int = Field(default=32, ge=1)
     fanout: int = Field(default=4, ge=1)
-    select: Literal["uct", "puct"] = "uct"
+    select: Literal["uct", "puct", "p-ucb"] = "uct"
     exploration: float | None = Field(default=None, ge=0)
-    decay: float = Field(default=19652.0, gt=0)
+    decay: float | None = Field(default=None, gt=0)
+    scale: Literal["seen", "none"] = "seen"
+    visit: Literal["all", "one"] = "all"
+    unvisited: Literal["score", "zero", "first"] = "score"
+    backup: Literal["mean", "max"] = "mean"
+    returns: Literal["leaf", "sum", "mean"] = "leaf"
     rollout: int = Field(default=0, ge=0)
+    rollout_by: str = "policy"
+    widen_k: float | None = Field(default=None, gt=0)
+    widen_alpha: float = Field(default=0.5, ge=0, le=1)
+    lanes: int = Field(default=1, ge=1)
+    in_flight: Literal["wu", "virtual-loss"] = "wu"
+    in_order: bool = True
+    enough: float | None = None
 
     async def grow(self, root: Node, expand: Expand) -> None:
-        """Run the simulations, one after the other."""
-        top = Visit(root, 1.0)
-        scale = Scale()
-        for _ in range(self.simulations):
-            path, span = [top], scale.span
-            while (open_ := path[-1].open) is not None:
-                path.append(max(open_, key=self._urgency(path[-1], span)))
-            leaf = path[-1]
-            children = await expand([leaf.node], self.fanout)
-            values = await self._evaluate(children, expand)
-            prior = priors(children) if self.select == "puct" else [1.0] * len(children)
-            leaf.open = [
-                Visit(child, prior[i], values[i])
-                for i, child in enumerate(children)
-                if not child.done
-            ]
-            scale.see(values)
-            total = sum(values)
-            for visit in path:
-                visit.n += len(values)
-                visit.w += total
-            while path and not path[-1].open:  # grown out: never select it again
-                gone = path.pop()
-                if not path:
-                    return
-                (path[-1].open or []).remove(gone)
+        """Run the simulations, several at a time."""
+        visits = Visits(self, root)
 
-    async def _evaluate(self, children: list[Node], expand: Expand) -> list[float]:
-        if not self.rollout:
-            return [child.score for child in children]
-        # A branch that failed on the way is worth what its start is worth.
-        ends = {end.path: end for end in await follow(children, expand, self.rollout)}
-        depth = len(children[0].path) if children else 0
-        reached = {path[:depth]: end.score for path, end in ends.items()}
-        return [reached.get(child.path, child.score) for child in children]
+        def take(path: Path, grown: Grown) -> bool:
+            visits.backup(path, grown)
+            return self.enough is None or not any(map(self._suffices, itertools.chain(*grown)))
 
-    def _urgency(self, parent: Visit, span: float) -> _Urgency:
-        """Q(c) + U(c), times the span of the values: scaling U instead of Q orders the same."""
-        n = parent.n
-        if self.select == "uct":
-            weight = math.sqrt(2) if self.exploration is None else self.exploration
-            explore = span * weight * math.sqrt(math.log(n))
-            return lambda c: c.w / c.n + explore / math.sqrt(c.n)
-        first = 1.25 if self.exploration is None else self.exploration
-        explore = span * (first + math.log((n + self.decay + 1) / self.decay)) * math.sqrt(n)
-        return lambda c: c.w / c.n + c.prior * explore / (1 + c.n)
+        await Pipeline(
+            visits.select,
+            partial(self._simulate, expand),
+            take,
+            total=self.simulations,
+            width=self.lanes,
+            in_order=self.in_order,
+        ).run()
 
+    def weight(self) -> Callable[[int], float]:
+        """What U has of the parent alone, as a function of its visits."""
+        usual = _DEFAULTS[self.select]
+        c = usual[0] if self.exploration is None else self.exploration
+        base = usual[1] if self.decay is None else self.decay
+        match self.select:
+            case "uct":
+                return lambda n: c * sqrt(log(n))
+            case "puct":
+                return lambda n: (c + log((n + base + 1) / base)) * sqrt(n)
+            case "p-ucb":
+                return lambda n: (c + log((n + base + 1) / base)) * sqrt(log(n))
 
-class Visit:
-    """The statistics of a node: N, W, its prior, and its children that are not grown out."""
+    async def _simulate(self, expand: Expand, path: Path) -> Grown:
+        """Grow the selected node; evaluate its new children, or itself where `visit` is `one`."""
+        leaf = path.visits[-1]
+        node, first = leaf.node, leaf.grown is None
+        over = node.done and node.parent is not None
+        children = [] if over else await expand([node], path.width)
+        judged = children if self.visit == "all" else [node] if first else []
+        return Grown(children, await self._roll(judged, expand) if self.rollout else judged)
 
-    __slots__ = ("n", "node", "open", "prior", "w")
+    async def _roll(self, nodes: list[Node], expand: Expand) -> list[Node]:
+        """Where the rollout of each node ends; at itself where it failed."""
+        if not nodes:
+            return []
+        depth = nodes[0].depth
+        ends = await follow(nodes, expand, self.rollout, by=self.rollout_by)
+        reached = {end.lineage[depth]: end for end in ends}
+        return [reached.get(node, node) for node in nodes]
 
-    def __init__(self, node: Node, prior: float, value: float | None = None) -> None:
-        self.node = node
-        self.prior = prior
-        self.n = 0 if value is None else 1
-        self.w = 0.0 if value is None else value
-        self.open: list[Visit] | None = None
-
-
-class Scale:
-    """The least and the greatest value seen (MuZero, Schrittwieser et al. 2020, appendix B)."""
-
-    def __init__(self) -> None:
-        self.low, self.high = math.inf, -math.inf
-
-    def see(self, values: list[float]) -> None:
-        """Widen the range."""
-        if values:
-            self.low, self.high = min(self.low, *values), max(self.high, *values)
-
-    @property
-    def span(self) -> float:
-        """What a difference of values is divided by; 1 where all are equal."""
-        return self.high - self.low if self.high > self.low else 1.0
-
-
-def priors(children: list[Node]) -> list[float]:
-    """P(c): the softmax of the mean log-probability per token, uniform where one is not known."""
-    means = [
-        c.step.logprob / max(len(c.step.logprobs), 1)
-        for c in children
-        if c.step is not None and c.step.logprob is not None
-    ]
-    if len(means) < len(children):
-        return [1 / len(children)] * len(children)
-    weights = [math.exp(mean) for mean in means]
-    return [weight / sum(weights) for weight in weights]
+    def _suffices(self, node: Node) -> bool:
+        return node.finished and self.enough is not None and node.score >= self.enough

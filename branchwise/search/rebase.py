@@ -3,12 +3,13 @@
 import math
 import random
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from branchwise.core.node import Node
 from branchwise.core.types import Expand
+from branchwise.search.card import Card
 from branchwise.search.search import Search
 
 
@@ -35,6 +36,13 @@ class Rebase(Search):
     """
 
     kind: Literal["rebase"] = "rebase"
+    card: ClassVar[Card] = Card(
+        structure="step",
+        signals="a score for each step",
+        paper="Wu et al. 2024, §3.2, Algorithm 1",
+        oracle="a loop over enumerated words; known shares; sums for all inputs",
+        test="search/test_rebase.py::test_levels_are_shared_out_by_the_rewards",
+    )
     n: int = Field(default=16, ge=1)
     temperature: float = Field(default=0.2, gt=0)
     share: Literal["ceil", "round", "multinomial"] = "ceil"

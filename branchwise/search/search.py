@@ -8,9 +8,12 @@ from branchwise.core.controller import Controller
 from branchwise.core.node import Node
 from branchwise.search.best import Best
 from branchwise.search.card import Card
+from branchwise.search.cluster import Cluster
+from branchwise.search.dual_agreement import DualAgreement
+from branchwise.search.mbr import MBR
 from branchwise.search.vote import Vote
 
-AnyPick = Annotated[Best | Vote, Field(discriminator="kind")]
+AnyPick = Annotated[Best | Vote | MBR | Cluster | DualAgreement, Field(discriminator="kind")]
 
 
 class Search(Controller):

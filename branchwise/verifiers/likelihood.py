@@ -13,14 +13,16 @@ from branchwise.core.types import Verdict
 class Likelihood(Config):
     r"""The log-probability of all steps from the root to the node, over their length to a power.
 
-        s(y) = Σ_t log p(y_t | x, y_<t) / |y|^α,  |y| in tokens
+        s(y) = Σ_t log p(y_t | x, y_<t) / lp(y),  |y| in tokens
 
-    α = 0 is the sum, which favours short texts; α = 1 the mean of each token, the convention of
-    `length_penalty` in the beam search of transformers. Wu et al. 2016, §7, divide by
-    ((5 + |y|) / 6)^α instead.
+        power:  lp(y) = |y|^α                  (`length_penalty` in the beam search of transformers)
+        gnmt:   lp(y) = ((5 + |y|) / 6)^α                                    (Wu et al. 2016, §7)
+
+    α = 0 is the sum, which favours short texts; with `power`, α = 1 is the mean of each token.
 
     Args:
         alpha: α, the length penalty's power.
+        penalty: `power` or `gnmt`.
 
     Example:
         >>> from branchwise import Node, State, Step, Task, run_sync
@@ -32,6 +34,7 @@ class Likelihood(Config):
 
     kind: Literal["likelihood"] = "likelihood"
     alpha: float = 1.0
+    penalty: Literal["power", "gnmt"] = "power"
 
     async def score(self, nodes: Sequence[Node]) -> Sequence[Verdict | VerifierError]:
         """One verdict for each node; an error where a step's log-probability is not known."""
@@ -53,4 +56,5 @@ class Likelihood(Config):
                 )
             total += step.logprob
             length += tokens
-        return Verdict(total / max(length, 1) ** self.alpha)
+        size = max(length, 1) if self.penalty == "power" else (5 + length) / 6
+        return Verdict(total / size**self.alpha)

@@ -11,9 +11,12 @@ from branchwise import (
     State,
     Step,
     Task,
+    Usage,
     Verdict,
     VerifierError,
     WorldError,
+    from_json,
+    to_json,
 )
 from branchwise.core.aio import gather, run_sync
 from branchwise.core.grow import Grow, seed_of
@@ -172,6 +175,23 @@ async def test_a_verifier_that_raises_fails_the_culprit_only():
     a, b, c = await grow(verifier=Touchy())([root()], 3)
     assert (a.score, c.score) == (1.0, 2.0)
     assert b.failure == "verifier 'judge' raised KeyError: 'b'"
+
+
+async def test_what_a_failure_has_cost_is_counted_once_and_saved():
+    paid = Usage(calls=1, completion=3)
+
+    class Garbled:
+        async def propose(self, node, seeds):
+            raise BackendError("could not be read", arrived=[Step("a"), None, None], spent=paid)
+
+    class Wordy(Judge):
+        async def score(self, nodes):
+            return [VerifierError("no number in it", spent=paid) for _ in nodes]
+
+    start = root()
+    await grow(Garbled(), verifier=Wordy())([start], 3)
+    assert [v.cost.completion for v in start.children] == [3, 3, 0]
+    assert from_json(to_json(start)).usage == start.usage == paid + paid
 
 
 async def test_verdicts_and_errors_may_come_mixed():

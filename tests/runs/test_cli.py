@@ -352,3 +352,57 @@ rank = { kind = "blend", of = { arithmetic = 1.0, verifier = 2.0 } }
     status, _, err = command(capsys, "run", "spec.toml", "--out", "other")
     assert status == 1
     assert "did you mean 'arithmetic'?" in err
+
+
+REFINED = """
+[[strategies]]
+name = "refined"
+search = { kind = "refine", rounds = 2, take = "last" }
+policies.revise = { kind = "reviser", revision = "{prompt} Again!", sampling = { temperature = 0.0 } }
+
+[[strategies]]
+name = "chosen"
+search = { kind = "transform", n = 3 }
+policies.transform = { kind = "chooser", template = "Which of {count}?" }
+"""
+
+
+def test_searches_ask_further_policies_by_name(folder, capsys):
+    Path("spec.toml").write_text(SPEC[: SPEC.index("[[strategies]]")] + REFINED)
+    status, out, _ = command(capsys, "run", "spec.toml")
+    assert status == 0
+    rows = [json.loads(line) for line in Path("runs/spec/results.jsonl").read_text().splitlines()]
+    # At temperature 0 the model adds rightly, so that every first draft is mended.
+    assert all(row["grade"] == "right" for row in rows if row["strategy"] == "refined"), out
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ('kind = "reviser", revison = "x"', "strategies.0.policies.revise.revison: there is no such field (did you mean 'revision'?)"),
+        ('kind = "revisor"', "strategies.0.policies.revise: unknown kind 'revisor' (did you mean 'reviser'?)"),
+    ],
+)  # fmt: skip
+def test_a_wrong_policy_is_named_with_its_place(folder, capsys, wrong, said):
+    spec = SPEC[: SPEC.index("[[strategies]]")] + REFINED.replace('kind = "reviser"', wrong)
+    Path("spec.toml").write_text(spec)
+    status, _, err = command(capsys, "run", "spec.toml")
+    assert status == 2
+    assert said in err
+
+
+def test_verifiers_of_one_kind_are_told_apart_by_names(folder, capsys):
+    strategies = SPEC[SPEC.index("[[strategies]]") :].split("[[strategies]]")[1]
+    start = SPEC[: SPEC.index("[[strategies]]")]
+    two = 'verifier = { whole = { kind = "echo:Flat" }, mean = { kind = "echo:Flat" } }\n'
+    Path("spec.toml").write_text(two + start + "[[strategies]]" + strategies)
+    assert command(capsys, "run", "spec.toml")[0] == 0
+    tree = from_json(next(Path("runs/spec/trees").rglob("*.json")).read_text())
+    assert all(
+        list(leaf.verdicts) == ["whole", "mean"] for leaf in tree.children if not leaf.failure
+    )
+    listed = 'verifier = [{ kind = "likelihood" }, { kind = "likelihood" }]\n'
+    Path("spec.toml").write_text(listed + start + "[[strategies]]" + strategies)
+    status, _, err = command(capsys, "run", "spec.toml", "--out", "other")
+    assert status == 2
+    assert "verifier: two verifiers would be called 'likelihood': name them" in err

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import accumulate, pairwise
@@ -31,7 +31,7 @@ from branchwise.backends.hf.engine import Engine
 from branchwise.backends.hf.model import Model
 from branchwise.backends.hf.packed import pack
 from branchwise.backends.hf.quiet import without_bars
-from branchwise.backends.hf.row import Row, Top
+from branchwise.backends.hf.row import Row
 from branchwise.backends.hf.sampler import check
 from branchwise.backends.hf.speculation import Lookup, Smaller
 from branchwise.backends.hf.text import Stops, Text, Written
@@ -231,7 +231,7 @@ class Server:
             )
             for seed, sample in zip(request.seeds, samples, strict=True)
         ]
-        return _Drawing(rows, samples, self._tokenizer)
+        return _Drawing(rows, samples, partial(self._written, request, context))
 
     def _judge(self, judge: Judge) -> _Judging:
         said = judge.request.said
@@ -296,7 +296,7 @@ class _Sample:
 class _Drawing:
     rows: Sequence[Row]
     samples: Sequence[_Sample]
-    tokenizer: PreTrainedTokenizerBase
+    begun: Callable[[], Written]
 
     def outcome(self) -> Sequence[Step] | Exception:
         errors = [row.error for row in self.rows if row.error is not None]
@@ -324,19 +324,24 @@ class _Drawing:
             row.finish or "length",
             usage,
             proposals=tuple(row.proposals),
-            candidates=tuple(map(self._candidates, row.tops)),
+            candidates=tuple(self._candidates(row)),
         )
 
-    def _candidates(self, top: Sequence[Top]) -> tuple[Candidate, ...]:
-        return tuple(
-            Candidate(
-                token,
-                cast("str", self.tokenizer.decode([token])),
-                logprob,
-                None if proposal == -math.inf else proposal,
+    def _candidates(self, row: Row) -> Iterator[tuple[Candidate, ...]]:
+        if not row.tops:
+            return
+        written = self.begun()
+        for drawn, top in zip(row.tokens, row.tops, strict=True):
+            yield tuple(
+                Candidate(
+                    token,
+                    written.adds(token),
+                    logprob,
+                    None if proposal == -math.inf else proposal,
+                )
+                for token, logprob, proposal in top
             )
-            for token, logprob, proposal in top
-        )
+            written.add([drawn])
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from copy import copy
 from functools import lru_cache, partial
 from typing import cast
 
@@ -191,6 +192,20 @@ class Written:
                 break
         fresh = self.text[max(0, before - self._longest + 1) :]
         return any(stop in fresh for stop in self._stops)
+
+    def adds(self, token: int) -> str:
+        """What a token would add, were it the next one.
+
+        Returns:
+            Nothing where it ends the answer. What ends in `�` is held back: a character of which a
+            part is missing.
+        """
+        if token in self._ends:
+            return ""
+        after = copy(self)
+        after._tokens, after.text = list(self._tokens), ""  # noqa: SLF001  (its own copy)
+        after.add([token])
+        return after.text or cast("str", self._tokenizer.decode([token]))
 
     def _decode(self, tokens: Sequence[int]) -> str:
         return cast(
