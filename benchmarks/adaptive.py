@@ -53,6 +53,7 @@ from branchwise import (
 )
 from branchwise.allocate import solve_all
 from branchwise.runs.store import Result
+from branchwise.search.regret import Regret
 from branchwise.search.stopping import (
     AdaptiveConsistency,
     AnyRule,
@@ -346,6 +347,8 @@ async def rules(replay: Replay, table: Table, n: int) -> Outcome:
         (Curtailment(n=n, confidence=0.9), (1, 4)),
         (Curtailment(n=n, confidence=0.85), (1, 4)),
         (Curtailment(n=n, confidence=0.8), (1, 4)),
+        (Regret(), BATCHES),
+        (Regret(tolerance=0.03), (1, 4)),
         (EarlyStopping(), (5,)),
         (EarlyStopping(windows="sliding"), (1,)),
         (EarlyStopping(window=3), (3,)),
@@ -373,6 +376,7 @@ async def shared(replay: Replay, table: Table, n: int, every: Outcome) -> None:
     rules = {
         "adaptive-consistency": Until(search=vote, stop=AdaptiveConsistency()),
         "curtailment": Until(search=vote, stop=Curtailment(n=n)),
+        "regret": Until(search=vote, stop=Regret()),
     }
     print()
     columns = ("samples", "tokens", "right", f"minus all {n}", f"as all {n}")

@@ -71,6 +71,7 @@ from branchwise.search import (
     Lookahead,
     ParticleFilter,
     ParticleGibbs,
+    Pick,
     Rebase,
     Refine,
     Rejection,
@@ -85,6 +86,7 @@ from branchwise.search import (
     Until,
     Vote,
 )
+from branchwise.search.regret import Regret
 from branchwise.search.stopping import (
     AdaptiveConsistency,
     Curtailment,
@@ -166,11 +168,13 @@ __all__ = [
     "ParticleFilter",
     "ParticleGibbs",
     "Patience",
+    "Pick",
     "Policy",
     "Preference",
     "Reading",
     "Rebase",
     "Refine",
+    "Regret",
     "Rejection",
     "Request",
     "Reviser",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
@@ -110,6 +111,9 @@ class _Purse(metered):
         super().__init__(expand, Budget(), policies)
         self.in_flight = 0
         self.waiting: list[str] = []  # for each order that waits, the policy it asks
+        self.orders = itertools.count()
+        self.unpaid: list[int] = []  # orders are paid one after the other, whoever comes back first
+        self.moved = anyio.Event()
 
     def around(self, expand: Expand, pool: _Pool) -> Expand:
         """The verb, paid from this purse, which the pool fills."""
@@ -119,24 +123,40 @@ class _Purse(metered):
         ) -> list[Node]:
             children: list[Node] = []
             wanted = spread(nodes, n)
-            while True:
-                widths, _ = self._admit(wanted, by)
-                if any(wanted) and not any(widths):
-                    await pool.share(self, by)
-                    continue
-                self.in_flight += 1
-                try:
-                    # It admits in order, so what is left of an order comes after what was grown.
-                    children += await self(nodes, widths, by=by)
-                finally:
-                    self.in_flight -= 1
-                    pool.turn()
-                wanted = [more - width for more, width in zip(wanted, widths, strict=True)]
-                if not any(wanted):
-                    return children
+            number = next(self.orders)
+            self.unpaid.append(number)
+            try:
+                while True:
+                    while self.unpaid[0] < number:
+                        await self.moved.wait()
+                    widths, _ = self._admit(wanted, by)
+                    if any(wanted) and not any(widths):
+                        await pool.share(self, by)
+                        continue
+                    if widths == wanted:
+                        self._pays(number)
+                    self.in_flight += 1
+                    try:
+                        # It admits in order: what is left comes after what was grown.
+                        children += await self(nodes, widths, by=by)
+                    finally:
+                        self.in_flight -= 1
+                        pool.turn()
+                    wanted = [more - width for more, width in zip(wanted, widths, strict=True)]
+                    if not any(wanted):
+                        return children
+            finally:
+                self._pays(number)
 
         self.expand = expand
         return paid
+
+    def _pays(self, number: int) -> None:
+        """An order is paid in full, or is given up: it is the turn of the next one."""
+        if number in self.unpaid:
+            self.unpaid.remove(number)
+            self.moved.set()
+            self.moved = anyio.Event()
 
     def fill(self, share: Budget) -> None:
         """Put the next share in; what was left of the last one is part of it."""

@@ -64,7 +64,8 @@ def run(
         _say(f"error: {error}")
         _say(f"{len(job.store.results)} results are kept in {folder}; the same command goes on")
         return FAILED
-    title = f"{what.name}: {what.model.model}" + (" (oracle)" if what.oracle else "")
+    model = getattr(what.model, "model", type(what.model).__name__)  # a user's own may have none
+    title = f"{what.name}: {model}" + (" (oracle)" if what.oracle else "")
     show(rows, title, console)
     (folder / "report.md").write_text(f"# {title}\n\n{markdown(rows)}", encoding="utf-8")
     console.print(f"trees and results: {folder}", highlight=False, soft_wrap=True)
@@ -90,7 +91,7 @@ def solve(
     Args:
         question: what is asked.
         model: a model's name, a hub's owner/model or a path; `branchwise models` lists names.
-        search: the controller: rollout, best-of-n, beam, best-first, mcts or rebase.
+        search: the `kind` of the controller, such as best-of-n, beam or mcts.
         set_: a change of the spec, such as strategy.search.n=16 or model.kind=openai.
         tree: a file for the whole tree.
     """
@@ -112,7 +113,7 @@ def solve(
         except OSError as error:
             raise SpecError(f"--tree {tree}: {error.strerror}") from error
     console = Console()
-    console.print(answer.text.strip(), highlight=False, markup=False)
+    console.print(answer.text.strip(), highlight=False, markup=False, soft_wrap=True)
     console.print(f"\nanswer: {answer.value}", style="bold", highlight=False, markup=False)
     votes: dict[str | None, int] = {}
     for leaf in answer.root.leaves():
@@ -125,6 +126,7 @@ def solve(
         style="dim",
         highlight=False,
         markup=False,
+        soft_wrap=True,
     )
     return 0
 
@@ -144,13 +146,15 @@ def models() -> int:
     return 0
 
 
-STEPS = {"beam", "best-first", "mcts", "rebase"}
-"""Searches that judge single steps: the model is stopped at the end of each line."""
-
-
 def _defaults(model: str, search: str) -> dict[str, Json]:
-    pick: dict[str, Json] = {"kind": "vote"}
-    controller: dict[str, Json] = {"kind": search, "pick": pick}
+    """The question's spec: what suits a small model and this search."""
+    from branchwise.runs.spec import controllers  # noqa: PLC0415  (so `--help` is instant)
+
+    known = controllers().get(search)  # an unknown one is refused when the spec is read
+    structure = "parallel" if known is None else known.card.structure
+    controller: dict[str, Json] = {"kind": search}
+    if known is not None and "pick" in known.model_fields:
+        controller["pick"] = {"kind": "vote"}
     if search == "mcts":
         controller["rollout"] = 12  # without one, few branches come to an end
     policy: dict[str, Json] = {
@@ -158,13 +162,28 @@ def _defaults(model: str, search: str) -> dict[str, Json]:
         "End with: The answer is N.",
         "max_tokens": 400,
         "sampling": {"temperature": 0.7 if search != "rollout" else 0.0},
-        "stop": ["\n"] if search in STEPS else [],
+        "stop": ["\n"] if structure == "step" or search == "speculative-rejection" else [],
     }
+    strategy: dict[str, Json] = {"name": search, "search": controller}
+    verifier: dict[str, Json] = {"kind": "likelihood"}
+    world: dict[str, Json] = {"kind": "math"}
+    if structure == "token":
+        policy |= {"kind": "next-token", "sampling": {}}
+        strategy["horizon"] = 400
+        verifier["alpha"] = 0.0
+        world["continue_at_length"] = True
+    if search == "ab-mcts":
+        policy["kind"] = "reviser"  # which answers where there is nothing to revise
+    elif structure == "refinement":
+        strategy["policies"] = {"revise": {"kind": "reviser"}}
+    if search == "transform":
+        strategy["policies"] = {"transform": {"kind": "chooser"}}
     return {
         "model": {"kind": "hf", "model": model},
-        "verifier": {"kind": "likelihood"},
+        "environment": world,
+        "verifier": verifier,
         "policy": policy,
-        "strategy": {"name": search, "search": controller},
+        "strategy": strategy,
     }
 
 

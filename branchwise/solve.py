@@ -287,6 +287,6 @@ class Searched:
         steps = node.steps if anew else node.steps[len(start.steps) :]
         return joined(
             steps,
-            finish="length" if node.state.cut else "end",
+            finish="end" if node.finished else "length",
             usage=sum((grown.cost for grown in root.walk() if grown is not root), FREE),
         )

@@ -8,16 +8,15 @@ import pkgutil
 import re
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
+from typing import get_args
 
 import pytest
-from pydantic import TypeAdapter
 from worlds import Enumerate, Judge, worth
 
 import branchwise
-from branchwise import Config, run_sync, solve
-from branchwise.runs.spec import AnyModel, AnySearch, parse, read
+from branchwise import Config, run_sync, search, solve
+from branchwise.runs import spec
 from branchwise.testing import Word
 
 ROOT = Path(__file__).parent.parent
@@ -100,22 +99,78 @@ def test_what_is_public_is_documented(name):
             assert re.search(rf"^\s*{field}:", text, re.MULTILINE), f"{name}.{field}"
 
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+PYTHON = [
+    pytest.param(block, id=f"{page.stem}-{i}")
+    for page in PAGES
+    for i, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
+]
+
+
+@pytest.mark.parametrize("block", PYTHON)
+def test_python_in_the_pages_compiles_and_its_arguments_exist(block):
+    code = ast.parse(block)
+    compile(block, "page", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    for call in ast.walk(code):
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name):
+            called = getattr(branchwise, call.func.id, None)
+            given = {keyword.arg for keyword in call.keywords} - {None}
+            if inspect.isclass(called) and issubclass(called, Config):
+                assert given <= set(called.model_fields)
+            elif called is not None:
+                assert given <= set(inspect.signature(called).parameters)
+
+
+def anchors(page):
+    """The places in a page that a link may name."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_specs_and_python_in_the_pages_are_valid(page):
+def test_links_in_the_pages_lead_somewhere(page):
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        file, _, anchor = link.partition("#")
+        if "://" in link:
+            continue
+        there = (page.parent / file).resolve() if file else page
+        assert there.exists(), link
+        assert not anchor or anchor in anchors(there), link
+
+
+def test_the_table_of_parts_names_every_kind():
+    text = (ROOT / "docs" / "specs.md").read_text()
+    rows = dict(re.findall(r"^\| (`\w+`[^|]*) \| (.*) \|$", text, re.MULTILINE))
+    for part, kinds in (
+        ("`model`", spec.AnyModel),
+        ("`policy`, `policies.NAME`", spec.AnyPolicy),
+        ("`environment`", spec.AnyWorld),
+        ("`verifier`", spec.AnyVerifier),
+        ("`rank`", spec.AnyRank),
+        ("`grader`", spec.AnyGrader),
+    ):
+        union = get_args(get_args(kinds)[0])
+        known = {one.model_fields["kind"].default for one in union}
+        assert known <= set(re.findall(r"`([\w-]+)`", rows[part])), part
+
+
+def test_every_page_of_an_algorithm_is_reached():
+    text = "".join((ROOT / "docs" / name).read_text() for name in ("algorithms.md", "specs.md"))
+    for page in ALGORITHMS:
+        assert f"algorithms/{page.name}" in text, page.name
+
+
+ALGORITHMS = sorted((ROOT / "docs" / "algorithms").glob("*.md"))
+
+
+@pytest.mark.parametrize("page", ALGORITHMS, ids=lambda page: page.name)
+def test_pages_of_algorithms_have_the_same_parts(page):
     text = page.read_text()
-    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
-        compile(block, str(page), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
-    for block in re.findall(r"```toml\n(.*?)```", text, re.DOTALL):
-        table = tomllib.loads(block)
-        if "strategies" in table:
-            parse(table, page)
-        elif "search" in table:
-            TypeAdapter(AnySearch).validate_python(table["search"])
-        else:
-            TypeAdapter(AnyModel).validate_python(table["model"])
+    for part in ("\n```\n", "\n```python\n", "**Cost**", "\nSource: ", "Tested"):
+        assert part in text, part
 
 
 def test_the_table_of_algorithms_is_the_code_s():
@@ -128,6 +183,12 @@ def test_the_table_of_algorithms_is_the_code_s():
         assert (ROOT / "docs" / "algorithms" / f"{kind}.md").exists()
         file, _, name = card.test.partition("::")
         assert name in table.tests_in(ROOT / "tests" / file), card.test
+
+
+def test_the_readme_counts_the_catalogue():
+    said = re.search(r"(\d+) searches, (\d+) picks and (\d+) stopping rules", PAGES[0].read_text())
+    unions = (search.AnyController, search.AnyPick, search.AnyRule)
+    assert list(map(int, said.groups())) == [len(get_args(get_args(one)[0])) for one in unions]
 
 
 def test_the_controller_in_the_docs_works():
@@ -149,5 +210,5 @@ def test_the_controller_in_the_docs_works():
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.toml")), ids=lambda p: p.name)
 def test_example_specs_are_valid(path):
-    spec = parse(read(path), path)
-    assert spec.data.path.startswith("hf:") or spec.data.tasks()
+    run = spec.parse(spec.read(path), path)
+    assert run.data.path.startswith("hf:") or run.data.tasks()

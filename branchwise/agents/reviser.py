@@ -8,9 +8,10 @@ from pydantic import Field
 
 from branchwise.agents.chat import Asking
 from branchwise.core.aio import gather
+from branchwise.core.errors import BackendError
 from branchwise.core.node import Node
 from branchwise.core.template import filled
-from branchwise.core.types import Message, Request, Step, Usage, joined
+from branchwise.core.types import FREE, Message, Request, Step, Usage, joined
 
 
 class Reviser(Asking):
@@ -74,16 +75,33 @@ class Reviser(Asking):
             return await self.backend.complete(self.request(node, seeds))
         question = [*self._drafts(node)[:-1], Message("user", self.critique)]
         asked = self.asks([*self.opening(node), *question], (), seeds)
-        critiques = await self.backend.complete(asked)
+        lost: BackendError | None = None
+        try:
+            critiques: Sequence[Step | None] = await self.backend.complete(asked)
+        except BackendError as error:
+            lost, critiques = error, error.arrived or [None] * len(seeds)
 
-        async def revise(each: tuple[int, Step]) -> Step:
+        async def revise(each: tuple[int, Step | None]) -> Step | BackendError | None:
             seed, said = each
-            if self.satisfied.lower() in said.text.lower():
+            if said is None:
+                return lost
+            if node.steps and self.satisfied.lower() in said.text.lower():
                 return joined(node.steps, finish=node.steps[-1].finish, usage=said.usage)
-            (step,) = await self.backend.complete(self.request(node, [seed], said.text))
+            try:
+                (step,) = await self.backend.complete(self.request(node, [seed], said.text))
+            except BackendError as error:
+                return _failed(error, [], said.usage + (error.spent or FREE))
             return dataclasses.replace(step, usage=step.usage + said.usage)
 
-        return await gather(revise, list(zip(seeds, critiques, strict=True)))
+        revised = await gather(revise, list(zip(seeds, critiques, strict=True)))
+        steps = [step if isinstance(step, Step) else None for step in revised]
+        failures = list(dict.fromkeys(r for r in revised if isinstance(r, BackendError)))
+        if failures:
+            # A critique that arrived is no draft: only what has been revised is handed on.
+            worst = next((failure for failure in failures if failure.fatal), failures[0])
+            spent = sum((failure.spent for failure in failures if failure.spent), FREE)
+            raise _failed(worst, steps, spent)
+        return [step for step in steps if step is not None]
 
     def bound(self, n: int) -> Usage:
         """The most that `n` revisions of one draft may cost, without the prompts."""
@@ -101,6 +119,18 @@ class Reviser(Asking):
     def _reply(self, draft: Node, feedback: str) -> Message:
         values = {**draft.task.meta, "prompt": draft.task.prompt, "feedback": feedback}
         return Message("user", filled(self.revision, values).strip())
+
+
+def _failed(error: BackendError, arrived: Sequence[Step | None], spent: Usage) -> BackendError:
+    """The same failure, with what has arrived and what it has cost all in all."""
+    return BackendError(
+        error.message,
+        hint=error.hint,
+        fatal=error.fatal,
+        status=error.status,
+        arrived=arrived,
+        spent=spent,
+    )
 
 
 def _feedback(draft: Node) -> str:

@@ -47,7 +47,9 @@ class Budget(Config):
 class metered:  # noqa: N801  (read as a verb: metered(expand, ...))
     """Reserve before a call, charge after it, and end the search when the budget is spent.
 
-    An order that fits only in part is carried out in part, and then the search ends.
+    An order that fits only in part is carried out in part, and then the search ends. Where orders
+    are in flight side by side (lanes), to which of them the rest of a budget goes may depend on
+    which came back first, as what they cost is known only then: it is kept all the same.
 
     Args:
         expand: the verb.
@@ -201,7 +203,8 @@ class merged:  # noqa: N801  (read as a verb: merged(expand))
 
     Two states are the same where `key` says so: by default, where the world (its snapshot) and
     what it says of itself are equal, however they were reached (a transposition). The older node
-    goes on; a shorter way to the same state that is found later is not taken.
+    goes on; a shorter way to the same state that is found later is not taken. Where expansions are
+    in flight side by side (lanes), the older one is the one that came back first.
 
     Args:
         expand: the verb.
@@ -228,12 +231,17 @@ def _world(node: Node) -> Hashable:
 
 
 def _said_before(child: Node) -> bool:
-    said = child.step.text if child.step is not None else None
+    said = _words(child)
     older = child.parent.children if child.parent is not None else ()
     return any(
         other.index < child.index
         and other.failure is None
         and other.step is not None
-        and other.step.text == said
+        and _words(other) == said
         for other in older
     )
+
+
+def _words(node: Node) -> str | tuple[int, ...] | None:
+    """What a step says; its tokens where they have no text: an end, or a part of a character."""
+    return None if node.step is None else node.step.text or node.step.tokens

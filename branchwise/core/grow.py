@@ -126,20 +126,20 @@ class Grow:
             walks = await gather(lambda step: self._walk(before, [step], cut=cut), said)
             states = [state for (state,) in walks]
         children: list[Node] = []
+        alive: list[Node] = []
         arrived = iter(states)
         unpaid = [] if failure is None or failure.spent is None else [failure.spent]
         for i, step in zip(indices, steps, strict=False):
-            state = next(arrived) if step is not None else failure
-            lost = not isinstance(state, State)
-            child = Node(parent.task, parent.state if lost else state, parent, i, step)
-            if lost:
+            state = failure if step is None else next(arrived)
+            if isinstance(state, State):
+                child = Node(parent.task, state, parent, i, step)
+                alive.append(child)
+            else:
+                child = Node(parent.task, parent.state, parent, i, step)
                 child.failed(str(state), unpaid.pop() if step is None and unpaid else FREE)
-            elif self.verifiers:
-                child.score = -inf  # until it is judged, a cut search must not prefer it
             children.append(child)
         if children:
             parent.adopt(children)
-            alive = [child for child in children if child.failure is None]
             if alive and self.verifiers:
                 await self._judge(alive)
         return children, failure if failure is not None and failure.fatal else None
@@ -169,9 +169,7 @@ class Grow:
         for step in steps:
             try:
                 after = await self.environment.step(state, step)
-                states.append(
-                    dataclasses.replace(after, cut=True) if cut and not after.done else after
-                )
+                states.append(_arrived(after, cut=cut))
             except WorldError as error:
                 states.append(error)
             except BranchwiseError:
@@ -181,25 +179,32 @@ class Grow:
         return states
 
     async def _judge(self, nodes: list[Node]) -> None:
+        for node in nodes:
+            node.score = -inf  # until it is judged, a cut search must not prefer it
         names = tuple(self.verifiers)
         columns = [await self._verdicts(name, nodes) for name in names]
-        for node, *verdicts in zip(nodes, *columns, strict=True):
+        for node, verdicts in zip(nodes, zip(*columns, strict=True), strict=True):
             for verdict in verdicts:
                 if isinstance(verdict, VerifierError):
                     node.failed(str(verdict), verdict.spent or FREE)
                     break
             else:
-                node.judged(names, cast("list[Verdict]", verdicts))
+                node.judged(names, cast("tuple[Verdict, ...]", verdicts))
                 if self.rank is None:
-                    node.score = verdicts[0].score
+                    node.score = cast("Verdict", verdicts[0]).score
                 else:
                     self._rank(node, self.rank)
 
     def _rank(self, node: Node, rank: Callable[[Node], float]) -> None:
         try:
-            node.score = rank(node)
+            score = float(rank(node))
         except Exception as error:  # noqa: BLE001  (a user's function)
             node.failed(f"ranking raised {_named(error)}")
+        else:
+            if isfinite(score):
+                node.score = score
+            else:
+                node.failed(f"ranking gave {score}, which is no finite number")
 
     async def _verdicts(
         self, name: str, nodes: Sequence[Node]
@@ -230,6 +235,12 @@ class _Order(NamedTuple):
     parent: Node
     indices: range
     by: str
+
+
+def _arrived(state: State, *, cut: bool) -> State | WorldError:
+    if not isfinite(state.reward):
+        return WorldError(f"the reward {state.reward} is no finite number")
+    return dataclasses.replace(state, cut=True) if cut and not state.done else state
 
 
 def _sound(name: str, verdict: object) -> Verdict | VerifierError:

@@ -89,8 +89,10 @@ class Node:
     def judged(self, names: tuple[str, ...], verdicts: Sequence[Verdict]) -> None:
         """Write down the verdicts, one for each name."""
         self._judges = names
-        said = tuple([_plain(verdict) for verdict in verdicts])
-        self._verdicts = said[0] if len(said) == 1 else said
+        if len(verdicts) == 1:
+            self._verdicts = _plain(verdicts[0])
+        else:
+            self._verdicts = tuple([_plain(verdict) for verdict in verdicts])
 
     @property
     def _said(self) -> tuple[_Said, ...]:
@@ -166,12 +168,12 @@ class Node:
     def cost(self) -> Usage:
         """What this node alone has cost: its step, its verdicts and its failure."""
         total = FREE if self.step is None else self.step.usage
-        if self.lost is not FREE:
-            total += self.lost
-        if not isinstance(self._verdicts, float):
-            for verdict in self._said:
-                if isinstance(verdict, Verdict) and verdict.usage is not FREE:
-                    total += verdict.usage
+        if isinstance(self._verdicts, float) and self.lost is FREE:
+            return total
+        total += self.lost
+        for verdict in self._said:
+            if isinstance(verdict, Verdict):
+                total += verdict.usage
         return total
 
     @property
@@ -195,11 +197,14 @@ class Node:
 
     def leaves(self) -> Iterator[Node]:
         """The nodes from here down that did not fail and have no child that did not, in order."""
-        for node in self.walk():
-            if node.failure is None and (
-                not node.children or all(child.failure is not None for child in node.children)
-            ):
-                yield node
+        return (node for node in self.walk() if node.is_leaf)
+
+    @property
+    def is_leaf(self) -> bool:
+        """Whether it did not fail and has no child that did not."""
+        if not self.children:
+            return self.failure is None
+        return self.failure is None and all(v.failure is not None for v in self.children)
 
     def adopt(self, children: list[Node]) -> None:
         """Take in children, keeping the order of their indices whenever they arrive."""

@@ -12,14 +12,16 @@ import anyio
 from anyio import to_thread
 
 from branchwise.backends.journal import Journal
+from branchwise.core.aio import gather
 from branchwise.core.config import Config
-from branchwise.core.errors import BackendError, SearchFailed, VerifierError
+from branchwise.core.errors import BackendError, SearchFailed, SpecError, VerifierError
 from branchwise.core.node import Node
-from branchwise.core.types import Backend, Environment, Task, Verifier
+from branchwise.core.types import Backend, Environment, Scoring, Task, Verifier
 from branchwise.runs.report import Row, table
 from branchwise.runs.spec import Parts, Question, Spec, Strategy
 from branchwise.runs.store import Grade, Result, Store
 from branchwise.solve import Answer, solve
+from branchwise.verifiers.channel import NoisyChannel
 
 OUTAGE = 5
 """So many searches in a row that fail from the start are an outage of the whole run."""
@@ -70,11 +72,22 @@ async def _live(part: object, stack: AsyncExitStack) -> object:
     return await stack.enter_async_context(part.open()) if isinstance(part, Openable) else part
 
 
-def _reading(part: object, model: object) -> object:
-    """The part, with the run's model where it reads with one."""
-    if isinstance(part, Config) and "backend" in type(part).model_fields:
-        return part.model_copy(update={"backend": model})
-    return part
+def _with_model(part: object, model: object, backend: Backend) -> object:
+    """The part, with the run's model where it asks one; what the model writes is kept.
+
+    Raises:
+        SpecError: the model does not read, and the part needs one that does.
+    """
+    if not isinstance(part, Config) or "backend" not in type(part).model_fields:
+        return part
+    if not isinstance(part, NoisyChannel):
+        return part.model_copy(update={"backend": backend})
+    if not isinstance(model, Scoring):
+        raise SpecError(
+            f"verifier: {part.kind} needs a model that reads, and {backend.name!r} only writes",
+            hint="the local engine reads: model.kind = hf",
+        )
+    return part.model_copy(update={"backend": model})
 
 
 @dataclass(frozen=True)
@@ -109,7 +122,7 @@ async def opened(
         for specs in (parts.verifier, *(strategy.verifier or {} for strategy in strategies)):
             for spec in specs.values():
                 if all(spec != known for known, _ in verifiers):
-                    live = await _live(_reading(spec, model), stack)
+                    live = await _live(_with_model(spec, model, backend), stack)
                     verifiers.append((spec, cast("Verifier", live)))
         world = cast("Environment", await _live(parts.environment, stack))
         yield Ready(backend, world, verifiers)
@@ -191,9 +204,8 @@ class Run:
     ) -> None:
         left = iter(jobs)
         outage: list[SearchFailed] = []
-        async with anyio.create_task_group() as group:
-            for _ in range(min(self.spec.concurrency, len(jobs))):
-                group.start_soon(self._worker, left, ready, grader, outage)
+        workers = range(min(self.spec.concurrency, len(jobs)))
+        await gather(lambda _: self._worker(left, ready, grader, outage), workers)
         if self._is_outage(outage):
             raise SearchFailed(f"the run stopped: {outage[-1].message}", hint=outage[-1].hint)
 

@@ -6,7 +6,7 @@ import importlib
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias, cast, get_args
+from typing import Annotated, Any, ForwardRef, TypeAlias, cast, get_args
 
 from pydantic import (
     BeforeValidator,
@@ -15,6 +15,7 @@ from pydantic import (
     ValidationError,
     WrapValidator,
     field_validator,
+    model_validator,
 )
 from pydantic import ValidatorFunctionWrapHandler as Handler
 from pydantic_core import ErrorDetails
@@ -23,6 +24,7 @@ from branchwise.agents.chat import Asking, Chat
 from branchwise.agents.chooser import Chooser
 from branchwise.agents.next_token import NextToken
 from branchwise.agents.reviser import Reviser
+from branchwise.agents.tournament import Tournament
 from branchwise.backends.hf import HF
 from branchwise.backends.openai import OpenAI
 from branchwise.core.around import Budget
@@ -30,7 +32,7 @@ from branchwise.core.config import Config
 from branchwise.core.errors import SpecError, suggestion
 from branchwise.core.types import Backend, Json, Policy, Request, Step
 from branchwise.environments.math import Math
-from branchwise.environments.writing import Writing
+from branchwise.environments.writing import Text, Writing
 from branchwise.runs.dataset import Data
 from branchwise.search import AnyController
 from branchwise.solve import Unique
@@ -43,6 +45,7 @@ from branchwise.verifiers.exact import Exact
 from branchwise.verifiers.geometric import Geometric
 from branchwise.verifiers.likelihood import Likelihood
 from branchwise.verifiers.math_equal import MathEqual
+from branchwise.verifiers.pairwise import Pairwise
 
 Table: TypeAlias = dict[str, Json]
 
@@ -61,35 +64,98 @@ class Unopened:
         raise SpecError(f"the model has not been opened: {request.asked[:40]!r} cannot be answered")
 
 
-def _outsider(value: object, handler: Handler) -> object:
-    """Somebody else's part: `kind = "their_pkg.module:Class"`; all else goes to the union."""
-    kind = cast("Mapping[str, object]", value).get("kind") if isinstance(value, Mapping) else None
-    if not isinstance(kind, str) or ":" not in kind:
-        return handler(value)
-    module, _, name = kind.partition(":")
-    try:
-        part = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"cannot load {kind!r}: {error}") from error
-    fields = {k: v for k, v in cast("Mapping[str, object]", value).items() if k != "kind"}
-    return part(**fields)
+class _Part:
+    """Takes somebody else's part, `kind = "their_pkg.module:Class"`; all else goes to the union.
+
+    Args:
+        verb: the method that makes it a part of this kind.
+        opens: whether it may have resources, so that what it opens has the method.
+    """
+
+    def __init__(self, verb: str, *, opens: bool = False) -> None:
+        self.verbs = (verb, "open") if opens else (verb,)
+
+    def __call__(self, value: object, handler: Handler) -> object:
+        table = cast("Mapping[str, object]", value) if isinstance(value, Mapping) else {}
+        inner = table.get("search")
+        if self._is_outside(inner):  # `until` takes any controller, but only as an object
+            return handler({**table, "search": self._loaded(cast("Mapping[str, object]", inner))})
+        return self._loaded(table) if self._is_outside(table) else handler(value)
+
+    def _is_outside(self, value: object) -> bool:
+        kind = cast("Mapping[str, object]", value).get("kind") if isinstance(value, Mapping) else ""
+        return isinstance(kind, str) and ":" in kind
+
+    def _loaded(self, table: Mapping[str, object]) -> object:
+        kind = str(table["kind"])
+        module, _, name = kind.partition(":")
+        try:
+            part = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ValueError(f"cannot load {kind!r}: {error}") from error
+        fields = {field: value for field, value in table.items() if field != "kind"}
+        if isinstance(part, type) and issubclass(part, Config):
+            if "backend" not in part.model_fields:
+                fields.pop("backend", None)
+            elif "backend" not in fields:
+                fields["backend"] = Unopened()
+        try:
+            made = part(**fields)
+        except TypeError as error:
+            raise ValueError(f"cannot make {kind!r}: {error}") from error
+        if not any(hasattr(made, verb) for verb in self.verbs):
+            raise ValueError(f"{kind!r} does not fit here: it has no `{'` or `'.join(self.verbs)}`")
+        return made
 
 
-AnyModel = Annotated[Annotated[HF | OpenAI, Field(discriminator="kind")], WrapValidator(_outsider)]
-POLICIES = (Chat, Reviser, NextToken, Chooser)
+class _Ranking(Tournament):
+    """A tournament whose comparisons the run's model makes: `prefer` has the fields of `Pairwise`.
+
+    Args:
+        prefer: what compares two answers.
+    """
+
+    prefer: Annotated[Pairwise, WrapValidator(_Part("prefer"))] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]  (frozen)
+        exclude=True, repr=False
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _opened(cls, table: object) -> object:
+        """The model is that of the comparisons."""
+        if not isinstance(table, Mapping):
+            return table
+        rest = dict(cast("Mapping[str, object]", table))
+        prefer, backend = rest.pop("prefer", {}), rest.pop("backend", None)
+        asked = {**prefer, "backend": backend} if isinstance(prefer, Mapping) else prefer
+        return {**rest, "prefer": asked}
+
+
+AnyModel = Annotated[
+    Annotated[HF | OpenAI, Field(discriminator="kind")],
+    WrapValidator(_Part("complete", opens=True)),
+]
+POLICIES = (Chat, Reviser, NextToken, Chooser, _Ranking)
 AnyPolicy = Annotated[
-    Annotated[Chat | Reviser | NextToken | Chooser, Field(discriminator="kind")],
-    WrapValidator(_outsider),
+    Annotated[
+        Chat | Reviser | NextToken | Chooser | _Ranking,
+        Field(discriminator="kind"),
+    ],
+    WrapValidator(_Part("propose")),
 ]
 AnyWorld = Annotated[
-    Annotated[Writing | Math, Field(discriminator="kind")], WrapValidator(_outsider)
+    Annotated[Writing | Math, Field(discriminator="kind")], WrapValidator(_Part("step", opens=True))
 ]
 AnyVerifier = Annotated[
     Annotated[
         Likelihood | Arithmetic | MathEqual | Exact | Agreement | NoisyChannel,
         Field(discriminator="kind"),
     ],
-    WrapValidator(_outsider),
+    WrapValidator(_Part("score", opens=True)),
+]
+AnyGrader = Annotated[
+    Annotated[MathEqual | Exact, Field(discriminator="kind")],
+    WrapValidator(_Part("score", opens=True)),
 ]
 
 
@@ -117,8 +183,11 @@ def _named(value: object) -> object:
 
 
 Verifiers = Annotated[dict[str, AnyVerifier], BeforeValidator(_named)]
-AnyRank = Annotated[Aggregate | Blend | Geometric, Field(discriminator="kind")]
-AnySearch = Annotated[AnyController, WrapValidator(_outsider)]
+AnyRank = Annotated[
+    Annotated[Aggregate | Blend | Geometric, Field(discriminator="kind")],
+    WrapValidator(_Part("__call__")),
+]
+AnySearch = Annotated[AnyController, WrapValidator(_Part("grow"))]
 
 
 class Strategy(Config):
@@ -208,7 +277,7 @@ class Spec(Parts):
     """
 
     name: str = "run"
-    grader: AnyVerifier = MathEqual()
+    grader: AnyGrader = MathEqual()
     strategies: Annotated[tuple[Strategy, ...], Field(min_length=1)]
     data: Data
     concurrency: int = Field(default=64, ge=1)
@@ -279,7 +348,7 @@ def parse(table: Table, source: Path) -> Spec:
     except ValidationError as error:
         raise SpecError(f"{source}: {explain(error, Spec)}") from error
     for i, strategy in enumerate(spec.strategies):
-        _check_policies(spec, strategy, f"strategies.{i}.", str(source))
+        _check(spec, strategy, f"strategies.{i}.", f"{source}: ")
     return spec.model_copy(update={"data": spec.data.within(source.parent)})
 
 
@@ -293,23 +362,81 @@ def question(table: Table) -> Question:
         asked = Question.model_validate(table)
     except ValidationError as error:
         raise SpecError(explain(error, Question)) from error
-    _check_policies(asked, asked.strategy, "strategy.", "")
+    _check(asked, asked.strategy, "strategy.", "")
     return asked
 
 
-def _check_policies(parts: Parts, strategy: Strategy, where: str, source: str) -> None:
-    """Build each policy on its own, so that a fault names its place."""
+def _check(parts: Parts, strategy: Strategy, where: str, source: str) -> None:
+    """Find out before anything is spent whether the parts of a strategy fit together.
+
+    Raises:
+        SpecError: they do not.
+    """
     alone = strategy.model_copy(update={"policies": {}})
     builds = [(f"{where}policy" if strategy.policy else "policy", alone)]
     for name, table in strategy.policies.items():
         one = strategy.model_copy(update={"policies": {name: table}})
         builds.append((f"{where}policies.{name}", one))
-    for path, build in builds:
+    for path, build in builds:  # each on its own, so that a fault names its place
         try:
-            parts.policies_of(build, Unopened())
+            policies = parts.policies_of(build, Unopened())
         except ValidationError as error:
-            said = explain(error, *POLICIES, below=path)
-            raise SpecError(f"{source}: {said}" if source else said) from error
+            raise SpecError(f"{source}{explain(error, *POLICIES, below=path)}") from error
+        if isinstance([*policies.values()][-1], NextToken) and _cuts(parts.environment):
+            raise SpecError(
+                f"{source}{path}: next-token says one token at a time, which this world takes for "
+                "an answer cut short: set environment.continue_at_length = true"
+            )
+    for fault in _misnamed(parts, strategy):
+        raise SpecError(f"{source}{where}{fault}")
+
+
+def _cuts(world: object) -> bool:
+    return isinstance(world, Text) and not world.continue_at_length
+
+
+def _misnamed(parts: Parts, strategy: Strategy) -> Iterator[str]:
+    """What the strategy asks for by name and nobody is called."""
+    policies = ["policy", *strategy.policies]
+    verifiers = [*(parts.verifier if strategy.verifier is None else strategy.verifier)]
+    for path, field, name in _names(strategy.search, "search"):
+        if field in _BY and name not in policies:
+            yield (
+                f"{path}: no policy is called {name!r}{suggestion(name, policies)}; "
+                f"policies.{name} = {{ kind = ... }} makes one"
+            )
+    for path, field, name in (*_names(strategy.search, "search"), *_names(strategy.rank, "rank")):
+        if field in _OF and name not in verifiers and name not in {"text", "answer"}:
+            there = suggestion(name, verifiers) or " (there is none)"
+            yield f"{path}: no verifier is called {name!r}{there}"
+
+
+def _names(part: object, path: str) -> Iterator[tuple[str, str, str]]:
+    """The fields of our own parts that hold names: where they are, what they are called, a name."""
+    if not isinstance(part, Config) or not type(part).__module__.startswith("branchwise."):
+        return
+    for field, value in part:
+        here = f"{path}.{field}"
+        yield from _names(value, here)
+        if field in _BY | _OF:
+            names = [value] if isinstance(value, str) else value
+            if isinstance(names, (list, tuple, Mapping)):
+                yield from ((here, field, str(name)) for name in cast("Sequence[object]", names))
+
+
+_BY = frozenset({"by", "rollout_by", "policies"})
+_OF = frozenset({"of", "reward", "value", "tests", "behaviour"})
+
+
+def controllers() -> dict[str, type[AnyController]]:
+    """Every controller of the package by its kind.
+
+    Example:
+        >>> controllers()["beam"].card.structure
+        'step'
+    """
+    known = get_args(get_args(AnyController)[0])
+    return {str(_kind_of(one)): one for one in known}
 
 
 def explain(error: ValidationError, *models: type[Config], below: str = "") -> str:
@@ -320,9 +447,18 @@ def explain(error: ValidationError, *models: type[Config], below: str = "") -> s
     faults = error.errors(include_url=False)
     fault = next((f for f in faults if f["type"] == "extra_forbidden"), faults[0])
     path, about = _place(fault["loc"], models)
-    where = ".".join([*([below] if below else []), *path])
     fields = [name for one in about for name in one.model_fields]
-    return f"{where}: {_said(fault, fields)}" if where else _said(fault, fields)
+    said = _said(fault, fields)
+    # One value that is none of several types is as many faults, and the type ends their places.
+    rest = [
+        f for f in faults if f["loc"][:-1] == fault["loc"][:-1] and f["input"] is fault["input"]
+    ]
+    if len(rest) > 1 and fault["type"] not in {"missing", "extra_forbidden"}:
+        path, said = path[:-1], f"{' or '.join(f['msg'] for f in rest)}, not {fault['input']!r}"
+    if fault["type"] == "union_tag_invalid" and path[-1:] == [fault.get("ctx", {}).get("tag")]:
+        path = path[:-1]  # a verifier that is called by its kind
+    where = ".".join([*([below] if below else []), *path])
+    return f"{where}: {said}" if where else said
 
 
 def _place(
@@ -337,8 +473,10 @@ def _place(
             continue
         path.append(str(element))
         for field in [one.model_fields[element] for one in here if element in one.model_fields]:
-            here = list(_models(field.annotation)) or here
-    return path, here
+            # What `until` runs is any controller, by a name that only its module can resolve.
+            known = AnySearch if isinstance(field.annotation, ForwardRef) else field.annotation
+            here = list(_models(known)) or here
+    return path, [*here, Chat] if NextToken in here else here  # its fields stand beside a Chat's
 
 
 def _models(annotation: object) -> Iterator[type[Config]]:

@@ -25,6 +25,7 @@ from branchwise.search.mbr import MBR
 from branchwise.search.mcts import MCTS
 from branchwise.search.particle_filter import ParticleFilter
 from branchwise.search.particle_gibbs import ParticleGibbs
+from branchwise.search.pick import Pick
 from branchwise.search.rebase import Rebase
 from branchwise.search.refine import Refine
 from branchwise.search.rejection import Rejection
@@ -33,12 +34,11 @@ from branchwise.search.search import AnyPick, Search
 from branchwise.search.smc import SMC
 from branchwise.search.speculative_rejection import SpeculativeRejection
 from branchwise.search.stochastic_beam import StochasticBeam
-from branchwise.search.stopping import AnyRule
 from branchwise.search.tot_bfs import TreeOfThoughtsBFS
 from branchwise.search.tot_dfs import TreeOfThoughtsDFS
 from branchwise.search.transform import Transform
 from branchwise.search.tree_refine import TreeRefine
-from branchwise.search.until import Until
+from branchwise.search.until import AnyRule, Until
 from branchwise.search.vote import Vote
 
 AnyController = Annotated[
@@ -101,6 +101,7 @@ __all__ = [
     "Lookahead",
     "ParticleFilter",
     "ParticleGibbs",
+    "Pick",
     "Rebase",
     "Refine",
     "Rejection",

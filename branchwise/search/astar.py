@@ -87,7 +87,9 @@ class AStar(Controller):
         for node in root.walk():
             if node is not root and node.parent is not None:
                 earned[node] = self._longer(earned[node.parent], node)
-        return max(candidates(root), key=lambda node: self._f(earned[node], node))
+        # A root that is finished has earned nothing that its drafts could be compared with.
+        grown = [node for node in candidates(root) if node is not root]
+        return max(grown, key=lambda node: self._f(earned[node], node), default=root)
 
     @property
     def _nothing(self) -> float:

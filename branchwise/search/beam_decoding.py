@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import ClassVar, Literal, NamedTuple
 
 from pydantic import Field
@@ -46,6 +46,8 @@ class BeamDecoding(Search):
     With `temperature` τ > 0 it is beam sampling: 2b candidates are drawn without replacement from
     softmax(s / τ) of all children instead of taken from the best one down; then `fanout` should be
     the size of the vocabulary.
+
+    Copies of a child are one text: only the oldest is a candidate.
 
     Source: Graves 2012; Wu et al. 2016, §7 (gnmt); `generate` of transformers 5 (pool, stopping
     rules, beam sampling). It does not backtrack: what has left the beam never comes back.
@@ -121,7 +123,7 @@ class BeamDecoding(Search):
         return node.score / size**self.length_penalty
 
     def _next(self, level: Level, children: list[Node], depth: int) -> Level:
-        candidates = self._chosen(_ordered(children, _score), depth)
+        candidates = self._chosen(_ordered(_texts(children), _score), depth)
         pool = level.pool + [v for v in candidates[: self.width] if v.done]
         pool = _ordered(pool, self.normalised)[: self.width]
         running = _ordered((v for v in candidates if not v.done), _score)[: self.width]
@@ -150,6 +152,15 @@ class BeamDecoding(Search):
 def gumbel(rng: random.Random) -> float:
     """A number of the standard Gumbel distribution."""
     return -math.log(rng.expovariate(1) or math.ulp(0))
+
+
+def _texts(children: Sequence[Node]) -> Iterable[Node]:
+    """The children without copies of their siblings."""
+    texts: dict[Hashable, Node] = {}
+    for c in children:
+        said = None if c.step is None else c.step.tokens or c.step.text
+        texts.setdefault((c.parent, said), c)
+    return texts.values()
 
 
 def _ordered(nodes: Iterable[Node], key: Callable[[Node], float]) -> list[Node]:

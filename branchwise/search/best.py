@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
-from branchwise.core.config import Config
 from branchwise.core.node import Node
 from branchwise.search.card import Card
+from branchwise.search.pick import Pick
 
 
-class Best(Config):
+class Best(Pick):
     """Pick the finished node with the highest score; the first one of equals.
 
         ŷ = argmax_i v(x, y_i)
@@ -43,7 +43,14 @@ def candidates(root: Node) -> Sequence[Node]:
 
     A finished node has children only where it was revised; then its drafts compete with it.
     """
-    return [node for node in root.walk() if node.finished] or list(root.leaves()) or [root]
+    finished: list[Node] = []
+    leaves: list[Node] = []
+    for node in root.walk():
+        if node.state.done and node.finished:
+            finished.append(node)
+        elif not finished and node.is_leaf:
+            leaves.append(node)
+    return finished or leaves or [root]
 
 
 def best(nodes: Sequence[Node]) -> Node:

@@ -5,14 +5,14 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from branchwise.core.config import Config
 from branchwise.core.node import Node
 from branchwise.search.best import best, candidates
 from branchwise.search.card import Card
+from branchwise.search.pick import Pick
 from branchwise.search.utility import said, verdict
 
 
-class Cluster(Config):
+class Cluster(Pick):
     """Pick from the largest group of answers that do the same.
 
         P ← the answers that pass the public tests (all of them where none does)

@@ -2,14 +2,14 @@
 
 from typing import ClassVar, Literal
 
-from branchwise.core.config import Config
 from branchwise.core.node import Node
 from branchwise.search.best import best, candidates
 from branchwise.search.card import Card
+from branchwise.search.pick import Pick
 from branchwise.search.utility import said
 
 
-class DualAgreement(Config):
+class DualAgreement(Pick):
     """Pick from the group of programs that agree with most tests and with most other programs.
 
         a consensus set: all solutions S that pass exactly the same tests T

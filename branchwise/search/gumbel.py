@@ -88,7 +88,7 @@ class GumbelMCTS(Search):
         grown: dict[Node, list[Node]] = {}  # a plan meets nodes that the one before has expanded
         node: Node | None = root
         made = 0
-        while node is not None and not node.done and made != self.moves:
+        while node is not None and (node is root or not node.done) and made != self.moves:
             node = (await self.plan(node, expand, grown)).move
             made += 1
 
@@ -109,7 +109,9 @@ class GumbelMCTS(Search):
             visits = len(list(turn))
             for size in [visits] if self.parallel else [1] * visits:
                 paths = [self._path(a) for a in self._ranked(top, g, count)[:size]]
-                await self._open([path[-1] for path in paths if not path[-1].n], expand, grown)
+                ends = [path[-1] for path in paths]
+                new = [v for v in ends if not v.n and not v.node.done]
+                await self._open(new, expand, grown)
                 for path in paths:
                     for visit in path:
                         visit.n += 1
@@ -178,13 +180,13 @@ class GumbelMCTS(Search):
         self, visits: list["Visit"], expand: Expand, grown: dict[Node, list[Node]]
     ) -> None:
         """Give nodes that are visited for the first time their children and priors."""
-        new = [v.node for v in visits if not v.node.done and v.node not in grown]
+        new = [v.node for v in visits if v.node not in grown]
         grown.update((node, []) for node in new)
         for child in await expand(new, self.fanout) if new else []:
             if child.parent is not None:
                 grown[child.parent].append(child)
         for v in visits:
-            children = grown.get(v.node, [])
+            children = grown[v.node]
             logits = self._logits(children)
             v.children = [Visit(a, logit) for a, logit in zip(children, logits, strict=True)]
             v.priors = _softmax(logits)

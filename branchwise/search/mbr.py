@@ -4,15 +4,15 @@ import math
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
-from branchwise.core.config import Config
 from branchwise.core.node import Node
 from branchwise.search.best import best, candidates
 from branchwise.search.card import Card
+from branchwise.search.pick import Pick
 from branchwise.search.utility import AnyUtility, Match
 from branchwise.search.vote import Weight, weights
 
 
-class MBR(Config):
+class MBR(Pick):
     """Pick the answer that is worth most if any of the others may be the right one.
 
         ŷ = argmax_{y'} Σ_{y ∈ evidence} w(y) · u(y', y)

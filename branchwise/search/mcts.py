@@ -136,7 +136,7 @@ class MCTS(Search):
         """Grow the selected node; evaluate its new children, or itself where `visit` is `one`."""
         leaf = path.visits[-1]
         node, first = leaf.node, leaf.grown is None
-        over = node.done and node.parent is not None
+        over = node.done and len(path.visits) > 1  # under a root that is done it drafts anew
         children = [] if over else await expand([node], path.width)
         judged = children if self.visit == "all" else [node] if first else []
         return Grown(children, await self._roll(judged, expand) if self.rollout else judged)

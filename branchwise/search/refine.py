@@ -71,5 +71,7 @@ class Refine(Search):
 
     def answer(self, root: Node) -> Node:
         """The best draft, or the last one of its line."""
-        ends = [leaf for leaf in root.leaves() if leaf.finished]
+        drafts = [node for node in root.walk() if node.finished]
+        revised = {draft.start for draft in drafts}
+        ends = [draft for draft in drafts if draft not in revised]
         return best(ends) if ends and self.take == "last" else self.pick(root)

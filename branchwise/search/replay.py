@@ -44,7 +44,8 @@ class ParticleSearch(Search):
 
     It keeps nothing but the tree: which particles there were is told again by running it once more
     over the tree that it grew, from the root's first child on. Children that failed, or that never
-    came, are particles of weight 0; an order of which nothing came at all ends the search.
+    came, are particles of weight 0; an order of which nothing came at all ends the search. Copies
+    are particles like all others, also where `unique` hides them: they are a part of the sample.
 
     Args:
         n: how many particles.
@@ -179,18 +180,21 @@ class Ended(Exception):
 
 
 def heard(expand: Expand) -> Expand:
-    """End the search by an order of which nothing comes, as its replay will have to."""
+    """Hear of an order what its replay will: all that is in the tree; nothing ends the search."""
 
     async def hearing(
         nodes: Sequence[Node], n: int | Sequence[int] = 1, *, by: str = "policy"
     ) -> list[Node]:
         before = [node.promised for node in nodes]
-        children = await expand(nodes, n, by=by)
-        if not any(
-            _new(node, first, node.promised) for node, first in zip(nodes, before, strict=True)
-        ):
+        await expand(nodes, n, by=by)
+        children = [
+            child
+            for node, first in zip(nodes, before, strict=True)
+            for child in _new(node, first, node.promised)
+        ]
+        if not children:
             raise Ended
-        return children
+        return [child for child in children if child.failure is None]
 
     return hearing
 

@@ -35,7 +35,7 @@ class Rollout(Search):
 
     async def grow(self, root: Node, expand: Expand) -> None:
         """Grow one branch."""
-        await follow([root], expand)
+        await follow(await expand([root]), expand)
 
 
 async def follow(

@@ -12,6 +12,8 @@ from branchwise.core.types import Expand
 from branchwise.search.card import Card
 from branchwise.search.search import Search
 
+_CERTAIN = 700.0  # beyond, exp overflows, and long before the probability is 1
+
 
 class Draw(NamedTuple):
     """A partial text in the beam.
@@ -113,7 +115,7 @@ class StochasticBeam(Search):
         if len(drawn) + 1 < self.width:
             return math.fsum(math.exp(d.logprob) * value(d.node) for d in (*drawn, last))
         return math.fsum(
-            value(d.node) * math.exp(d.logprob) / -math.expm1(-math.exp(d.logprob - last.perturbed))
+            value(d.node) * math.exp(d.logprob) / included(d.logprob - last.perturbed)
             for d in drawn
         )
 
@@ -154,6 +156,19 @@ class StochasticBeam(Search):
     def _gumbel(self, node: Node) -> float:
         rng = random.Random(f"{self.seed}/{node.path}")  # noqa: S311  (a sample, not a secret)
         return -math.log(rng.expovariate(1) or math.ulp(0))
+
+
+def included(lead: float) -> float:
+    """The probability 1 - exp(-exp(φ - κ)) that a text is in the sample.
+
+    Args:
+        lead: φ - κ.
+
+    Example:
+        >>> included(0.0) == 1 - math.exp(-1), included(1e4)
+        (True, 1.0)
+    """
+    return -math.expm1(-math.exp(min(lead, _CERTAIN)))
 
 
 def conditioned(gumbel: float, largest: float, wanted: float) -> float:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import accumulate
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -230,12 +230,6 @@ class Enough(Pure):
     def __call__(self, root: Node) -> bool:
         """Whether there is such a node."""
         return any(node.finished and node.score >= self.score for node in root.walk())
-
-
-AnyRule = Annotated[
-    AdaptiveConsistency | Curtailment | EarlyStopping | Patience | Enough,
-    Field(discriminator="kind"),
-]
 
 
 def answers(root: Node) -> list[str | None]:

@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -34,7 +34,8 @@ class TreeOfThoughtsBFS(Search):
             code): a state that is drawn m times gets m · k thoughts.
         weight: what `sample` draws by: `score` (negative ones count as 0; where none is positive,
             all count the same) or `exp` (exp(score), for scores that are log-probabilities).
-        distinct: whether of states with the same text only the oldest is kept.
+        distinct: whether of states with the same text only the oldest is kept; a finished state and
+            an open one are two.
         seed: of the draws.
 
     Example:
@@ -69,9 +70,9 @@ class TreeOfThoughtsBFS(Search):
     def keep(self, proposed: Sequence[Node], level: int) -> dict[Node, int]:
         """The states that are kept of S', each with how many times it is kept."""
         if self.distinct:
-            oldest: dict[str, Node] = {}
+            oldest: dict[Hashable, Node] = {}
             for state in proposed:
-                oldest.setdefault(state.text, state)
+                oldest.setdefault(_said(state), state)
             proposed = list(oldest.values())
         if self.select == "greedy":
             return dict.fromkeys(sorted(proposed, key=lambda s: -s.score)[: self.width], 1)
@@ -84,9 +85,17 @@ class TreeOfThoughtsBFS(Search):
             top = max(s.score for s in proposed)
             weights = [math.exp(s.score - top) for s in proposed]
         else:
-            weights = [max(s.score, 0.0) for s in proposed]
+            top = max(*(s.score for s in proposed), 0.0) or 1.0  # or large sums would overflow
+            weights = [max(s.score, 0.0) / top for s in proposed]
         if not any(weights):
             weights = [1.0] * len(proposed)
         draws = random.Random(f"{self.seed}/{level}")  # noqa: S311  (no secret)
         drawn = draws.choices(range(len(proposed)), weights, k=self.width)
         return {s: drawn.count(i) for i, s in enumerate(proposed) if i in drawn}
+
+
+def _said(state: Node) -> Hashable:
+    """The text; a last token that adds nothing to it ends it, or is a part of a character."""
+    step = state.step
+    silent = step.tokens if step is not None and not step.text else ()
+    return state.text, state.done, silent

@@ -6,22 +6,33 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import anyio
-from pydantic import SerializeAsAny, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic import Field, SerializeAsAny
 
 from branchwise.core.controller import Controller
-from branchwise.core.errors import Exhausted
+from branchwise.core.errors import Exhausted, SearchFailed
 from branchwise.core.node import Node
 from branchwise.core.types import Expand
 from branchwise.search.card import Card
-from branchwise.search.stopping import AnyRule, Look
+from branchwise.search.regret import Regret
+from branchwise.search.search import own
+from branchwise.search.stopping import (
+    AdaptiveConsistency,
+    Curtailment,
+    EarlyStopping,
+    Enough,
+    Look,
+    Patience,
+    Rule,
+)
 
 if TYPE_CHECKING:
     from branchwise.search import AnyController
 
 
-def _any(value: object, handler: ValidatorFunctionWrapHandler) -> Controller:
-    """A controller is taken as it is, also one that the union does not know."""
-    return value if isinstance(value, Controller) else handler(value)
+AnyRule = Annotated[
+    AdaptiveConsistency | Curtailment | EarlyStopping | Regret | Patience | Enough,
+    Field(discriminator="kind"),
+]
 
 
 class Until(Controller):
@@ -33,7 +44,8 @@ class Until(Controller):
 
     The rule looks after every expansion, so the controller has to come in pieces: give `BestOfN` a
     `batch`. Where several expansions are in flight, those that are not back yet are awaited and no
-    further ones begin: they are paid for, and their answers count.
+    further ones begin: they are paid for, and their answers count. With several lanes, where the
+    search ends thus depends on what came back first.
 
     Source: Aggarwal et al. 2023 and Li et al. 2024 for votes; here for any controller.
 
@@ -57,8 +69,8 @@ class Until(Controller):
         oracle="stopping times replayed by brute force; the exact law of the adaptive vote",
         test="search/test_until.py::test_it_stops_where_the_rule_first_holds",
     )
-    search: Annotated[SerializeAsAny[AnyController], WrapValidator(_any)]
-    stop: AnyRule
+    search: Annotated[SerializeAsAny[AnyController], own(Controller)]
+    stop: Annotated[SerializeAsAny[AnyRule], own(Rule)]
 
     async def grow(self, root: Node, expand: Expand) -> None:
         """Let the controller grow the tree, and end it."""
@@ -98,7 +110,7 @@ class _Watched:
             self.in_flight += 1
             try:
                 children = await self.expand(nodes, n, by=by)
-            except Exhausted:
+            except (Exhausted, SearchFailed):  # what else is in flight waits for this one to land
                 if not self.enough:
                     raise
             else:

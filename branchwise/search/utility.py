@@ -143,9 +143,10 @@ class Agreement(Comparison):
     kind: Literal["agreement"] = "agreement"
 
     def between(self, hypothesis: str, evidence: str) -> float:
-        """The share of places in [0, 1]."""
+        """The share of places in [0, 1]; 1 where both are empty."""
+        longest = max(len(hypothesis), len(evidence))
         same = sum(a == b for a, b in zip(hypothesis, evidence, strict=False))
-        return same / max(len(hypothesis), len(evidence))
+        return same / longest if longest else 1.0
 
 
 class Sacre(Comparison, ABC):

@@ -230,9 +230,10 @@ def priors(children: Sequence[Node]) -> list[float]:
         for c in children
         if c.step is not None and c.step.logprob is not None
     ]
-    if len(means) < len(children):
+    top = max(means, default=-math.inf)
+    if len(means) < len(children) or top == -math.inf:
         return [1 / len(children)] * len(children)
-    weights = [math.exp(mean) for mean in means]
+    weights = [math.exp(mean - top) for mean in means]  # else those of long steps all vanish
     total = sum(weights)
     return [weight / total for weight in weights]
 

@@ -4,15 +4,15 @@ import math
 from collections.abc import Sequence
 from typing import ClassVar, Literal, TypeAlias
 
-from branchwise.core.config import Config
 from branchwise.core.node import Node
 from branchwise.search.best import best, candidates
 from branchwise.search.card import Card
+from branchwise.search.pick import Pick
 
 Weight: TypeAlias = Literal["equal", "score", "exp"]
 
 
-class Vote(Config):
+class Vote(Pick):
     """Pick the answer that most finished leaves give; of its leaves, the one that scores highest.
 
         â = argmax_a Σ_i w(y_i) · 1[answer(y_i) = a]

@@ -3,9 +3,10 @@
 import pytest
 from worlds import Enumerate
 
-from branchwise import Beam, BestFirst, Environment, Node, State, Task, solve
-from branchwise.core.around import merged
+from branchwise import Beam, BestFirst, Environment, Node, State, Step, Task, solve
+from branchwise.core.around import distinct, merged
 from branchwise.core.grow import Grow
+from branchwise.testing import Word
 
 pytestmark = pytest.mark.anyio
 
@@ -47,3 +48,16 @@ async def test_a_state_is_known_by_what_one_says():
 
     root = Node(Task("?"), State(0))
     assert [child.state.snapshot for child in await verb([root], 3)] == [1]
+
+
+async def test_siblings_without_text_are_known_by_their_tokens():
+    """An end and a part of a character say nothing, and are not copies of one another."""
+
+    class Tokens:
+        async def propose(self, node, seeds):
+            said = [("a", 1), ("", 2), ("", 3), ("a", 1), ("", 2), ("a", 4)]
+            return [Step(text, (token,)) for text, token in said]
+
+    answer = Node(Task("?"), State(""))
+    verb = distinct(Grow({"policy": Tokens()}, Word(9), {}))
+    assert [child.step.tokens for child in await verb([answer], 6)] == [(1,), (2,), (3,)]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import anyio
 
-from branchwise import BackendError, Config, Scripted, Verdict
+from branchwise import BackendError, Config, Request, Scripted, Search, Step, Verdict
 
 
 class Echo(Config):
@@ -26,6 +26,12 @@ class Echo(Config):
         total = sum(map(int, re.findall(r"\d+", request.asked)))
         lucky = request.sampling.temperature == 0 or random.Random(seed).random() < self.luck
         return f"Adding up.\nThe answer is {total if lucky else total + seed % 7 + 1}."
+
+
+class Nameless(Config):
+    @asynccontextmanager
+    async def open(self):
+        yield Scripted(lambda request, seed: "5", name="nameless")
 
 
 class Stalling(Echo):
@@ -48,3 +54,30 @@ class Stalling(Echo):
 class Flat(Config):
     async def score(self, nodes):
         return [Verdict(0.0) for _ in nodes]
+
+
+class Widest(Search):
+    n: int
+
+    async def grow(self, root, expand):
+        await expand([root], self.n)
+
+
+class Constant(Config):
+    text: str
+
+    async def propose(self, node, seeds):
+        return [Step(self.text) for _ in seeds]
+
+
+class Asking(Config):
+    backend: object
+
+    async def score(self, nodes):
+        await self.backend.complete(Request(prompt="How good?", seeds=(1,)))
+        return [Verdict(0.0) for _ in nodes]
+
+
+class Length(Config):
+    def __call__(self, node):
+        return float(len(node.text))

@@ -131,6 +131,8 @@ def test_targets_are_shown_only_to_an_oracle(folder, capsys):
     assert "(oracle)" in out
 
 
+BEAM = '{ kind = "beam", width = 2, fanout = 2 }'
+
 BAD = {
     "modle": (
         '[model]\nkind = "echo:Echo"',
@@ -204,6 +206,96 @@ BAD = {
         '"hf:sums"',
         "data.path: 'hf:sums' is not of the form hf:OWNER/NAME/FILE",
     ),
+    "inner kind": (
+        BEAM,
+        '{ kind = "until", search = { kind = "baem" }, stop = { kind = "enough" } }',
+        "spec.toml: strategies.2.search.search: unknown kind 'baem' (did you mean 'beam'?)",
+    ),
+    "inner field": (
+        BEAM,
+        '{ kind = "until", search = { kind = "beam", widht = 2 }, stop = { kind = "enough" } }',
+        "spec.toml: strategies.2.search.search.widht: there is no such field (did you mean 'width'?)",
+    ),
+    "rule": (
+        BEAM,
+        '{ kind = "until", search = { kind = "beam" }, stop = { kind = "enuogh" } }',
+        "spec.toml: strategies.2.search.stop: unknown kind 'enuogh' (did you mean 'enough'?)",
+    ),
+    "inner rule": (
+        BEAM,
+        '{ kind = "until", search = { kind = "until", search = { kind = "beam" }, stop = { kind = "patience", look = 2 } }, stop = { kind = "enough" } }',
+        "spec.toml: strategies.2.search.search.stop.look: there is no such field (did you mean 'looks'?)",
+    ),
+    "inner outsider": (
+        BEAM,
+        '{ kind = "until", search = { kind = "echo:Gredy" }, stop = { kind = "enough" } }',
+        "spec.toml: strategies.2.search: cannot load 'echo:Gredy': module 'echo' has no attribute 'Gredy'",
+    ),
+    "utility": (
+        BEAM,
+        '{ kind = "beam", pick = { kind = "mbr", utility = { kind = "blue" } } }',
+        "spec.toml: strategies.2.search.pick.utility: unknown kind 'blue' (did you mean 'bleu'?)",
+    ),
+    "types": (
+        BEAM,
+        '{ kind = "rejection", threshold = "large" }',
+        "spec.toml: strategies.2.search.threshold: Input should be a valid number, unable to parse string as a number or Input should be 'largest', not 'large'",
+    ),
+    "no reviser": (
+        BEAM,
+        '{ kind = "refine" }',
+        "spec.toml: strategies.2.search.by: no policy is called 'revise' (there is policy); policies.revise = { kind = ... } makes one",
+    ),
+    "no inner reviser": (
+        BEAM,
+        '{ kind = "until", search = { kind = "refine" }, stop = { kind = "enough" } }',
+        "spec.toml: strategies.2.search.search.by: no policy is called 'revise' (there is policy)",
+    ),
+    "several policies": (
+        BEAM,
+        '{ kind = "ab-mcts", policies = ["policy", "polcy"] }',
+        "spec.toml: strategies.2.search.policies: no policy is called 'polcy' (did you mean 'policy'?)",
+    ),
+    "no verifier": (
+        BEAM,
+        '{ kind = "a-star", reward = "steps" }',
+        "spec.toml: strategies.2.search.reward: no verifier is called 'steps' (there is none)",
+    ),
+    "no tests": (
+        BEAM,
+        '{ kind = "best-of-n", pick = { kind = "cluster", tests = "public" } }',
+        "spec.toml: strategies.2.search.pick.tests: no verifier is called 'public' (there is none)",
+    ),
+    "not a controller": (
+        BEAM,
+        '{ kind = "echo:Flat" }',
+        "spec.toml: strategies.2.search: 'echo:Flat' does not fit here: it has no `grow`",
+    ),
+    "not a class": (
+        BEAM,
+        '{ kind = "os:getcwd", n = 1 }',
+        "spec.toml: strategies.2.search: cannot make 'os:getcwd'",
+    ),
+    "verifier": (
+        BEAM,
+        '{ kind = "beam" }\nverifier = { kind = "likelyhood" }',
+        "spec.toml: strategies.2.verifier: unknown kind 'likelyhood' (did you mean 'likelihood'?)",
+    ),
+    "token field": (
+        BEAM,
+        '{ kind = "beam" }\npolicies.next = { kind = "next-token", systm = "" }',
+        "spec.toml: strategies.2.policies.next.systm: there is no such field (did you mean 'system'?)",
+    ),
+    "tournament": (
+        BEAM,
+        '{ kind = "transform" }\npolicies.transform = { kind = "tournament", prefer = { max_tokns = 9 } }',
+        "spec.toml: strategies.2.policies.transform.prefer.max_tokns: there is no such field (did you mean 'max_tokens'?)",
+    ),
+    "world of tokens": (
+        BEAM,
+        '{ kind = "beam" }\npolicies.next = { kind = "next-token" }',
+        "spec.toml: strategies.2.policies.next: next-token says one token at a time, which this world takes for an answer cut short: set environment.continue_at_length = true",
+    ),
     "no model": (
         'kind = "echo:Echo"',
         'kind = "hf"\nmodel = "qwen2.5-coder-0.5b-instrct"',
@@ -226,6 +318,64 @@ def test_wrong_input_is_one_line_that_says_how_to_mend_it(folder, capsys, old, n
     assert err.startswith("error: ")
     assert len(err.splitlines()) == 1
     assert status == 2
+
+
+def test_a_fault_that_shows_late_is_one_line_and_keeps_what_is_done(folder, capsys):
+    late = """
+[[strategies]]
+name = "tokens"
+search = { kind = "beam" }
+policy = { kind = "next-token" }
+"""
+    world = "[environment]\ncontinue_at_length = true\nkind = 'math'\n\n[grader]"
+    Path("spec.toml").write_text(SPEC.replace("[grader]", world) + late)
+    status, _, err = command(capsys, "run", "spec.toml")
+    assert status == 2
+    assert err == (
+        "error: the backend gives no candidates (the local engine does: backend kind hf)\n"
+    )
+    assert Path("runs/spec/results.jsonl").read_text()
+
+
+def test_reading_needs_a_model_that_reads(folder, capsys):
+    strategy = SPEC + 'verifier = { kind = "noisy-channel" }\n'
+    Path("spec.toml").write_text(strategy)
+    status, _, err = command(capsys, "run", "spec.toml")
+    assert status == 2
+    assert "noisy-channel needs a model that reads, and 'echo' only writes" in err
+
+
+def test_a_missing_package_of_a_pick_comes_with_its_install_line(folder, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sacrebleu", None)
+    pick = 'pick = { kind = "mbr", utility = { kind = "bleu" } }'
+    Path("spec.toml").write_text(SPEC.replace('pick = { kind = "vote" }', pick))
+    status, _, err = command(capsys, "run", "spec.toml")
+    assert status == 2
+    assert err == "error: BLEU needs sacrebleu (pip install 'branchwise[mbr]')\n"
+    assert not Path("runs").exists()
+
+
+OWN = """
+[[strategies]]
+name = "own"
+search = { kind = "until", search = { kind = "echo:Widest", n = 3 }, stop = { kind = "enough" } }
+policy = { kind = "echo:Constant", text = "The answer is 7." }
+verifier = { kind = "echo:Asking" }
+rank = { kind = "echo:Length" }
+"""
+
+
+def test_a_user_s_own_parts_stand_wherever_a_kind_does(folder, capsys):
+    start = SPEC[: SPEC.index("[[strategies]]")].replace("sampling = { temperature = 1.0 }", "")
+    Path("spec.toml").write_text(start.replace("echo:Echo", "echo:Nameless") + OWN)
+    status, out, _ = command(capsys, "run", "spec.toml", "--set", "data.limit=1")
+    assert (status, "sums: Nameless" in out) == (0, True)
+    tree = from_json(next(Path("runs/spec/trees").rglob("*.json")).read_text())
+    assert [leaf.state.answer for leaf in tree.leaves()] == ["7"] * 3
+    assert {leaf.score for leaf in tree.leaves()} == {float(len("The answer is 7."))}
+    # What the verifier asked the model is in the journal, like everything that is paid for.
+    said = Path("runs/spec/journal.jsonl").read_text().splitlines()
+    assert len(said) == 1
 
 
 def test_a_broken_line_of_data_is_named_by_its_number(folder, capsys):
@@ -328,6 +478,14 @@ def test_wrong_arguments_are_one_line(folder, capsys, arguments, said):
     assert len(err.splitlines()) == 1
 
 
+@pytest.mark.parametrize("kind", ["a-star", "refine", "transform", "ab-mcts", "beam-decoding"])
+def test_a_question_may_be_searched_in_other_ways(folder, capsys, kind):
+    parts = ["--set", "model.kind=parrot:Parrot"]
+    status, out, err = command(capsys, "solve", "What is 1 + 2?", "--search", kind, *parts)
+    assert (status, err) == (0, "")
+    assert any(f"answer: {number}\n" in out for number in (3, 4))
+
+
 def test_models_are_listed(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     status, out, _ = command(capsys, "models")
@@ -350,8 +508,8 @@ rank = { kind = "blend", of = { arithmetic = 1.0, verifier = 2.0 } }
     misnamed = strategy.replace("arithmetic = 1.0", "aritmetic = 1.0")
     Path("spec.toml").write_text(SPEC + misnamed)
     status, _, err = command(capsys, "run", "spec.toml", "--out", "other")
-    assert status == 1
-    assert "did you mean 'arithmetic'?" in err
+    assert status == 2
+    assert "strategies.3.rank.of: no verifier is called 'aritmetic' (did you mean" in err
 
 
 REFINED = """

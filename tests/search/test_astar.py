@@ -219,3 +219,13 @@ def test_the_answer_is_the_finished_path_that_earned_most():
     assert AStar(aggregate="last").answer(root).text == "b."
     assert AStar(reward="nobody").answer(root).text == "a."  # the first one of equals
     assert AStar(aggregate="min").answer(Node(Task("?"), State())).path == ()
+
+
+@pytest.mark.parametrize("aggregate", ["sum", "min", "last"])
+def test_a_finished_root_is_not_compared_with_its_drafts(aggregate):
+    root = Node(Task("?"), State(done=True))
+    ends = [State(done=True, reward=reward) for reward in (-2.0, -1.0)]
+    root.adopt([Node(root.task, end, root, i, Step("")) for i, end in enumerate(ends)])
+    assert AStar(weight=0, aggregate=aggregate).answer(root) is root.children[1]
+    root.children = ()
+    assert AStar(weight=0, aggregate=aggregate).answer(root) is root

@@ -5,6 +5,7 @@ import math
 
 import anyio
 import pytest
+from anyio.lowlevel import checkpoint
 from trio.testing import MockClock
 from worlds import Enumerate, Jittered, Judge, Random, worth
 
@@ -14,15 +15,25 @@ from branchwise import (
     BestFirst,
     BestOfN,
     Budget,
+    Node,
     Rollout,
+    Searched,
     SearchFailed,
+    State,
     Step,
+    Task,
     Usage,
     Verdict,
+    Vote,
+    from_json,
     search,
     solve,
     to_json,
 )
+from branchwise.allocate import solve_all
+from branchwise.core.around import alive
+from branchwise.core.grow import Grow
+from branchwise.search.replay import ParticleSearch
 from branchwise.testing import Word
 
 pytestmark = pytest.mark.anyio
@@ -144,6 +155,145 @@ async def test_cut_at_any_turn_it_answers_and_leaks_nothing(controller):
             assert controller.answer(child.lineage[0]).failure is None
 
 
+class Waits(Random):
+    """A policy that waits before it speaks, and proposes the same at any time."""
+
+    async def propose(self, node, seeds):
+        await checkpoint()
+        return await super().propose(node, seeds)
+
+
+class Doubts(Judge):
+    """A verifier that waits: between a child's coming and its verdict there is a turn."""
+
+    async def score(self, nodes):
+        await checkpoint()
+        return [Verdict(self.value(node.text), detail=node.text) for node in nodes]
+
+
+async def grown(controller, turns=math.inf):
+    """A tree that was cut after so many turns of the event loop, and whether it was."""
+    root = Node(Task("a word?"), State(""))
+    expand = alive(Grow({"policy": Waits()}, Word(3), {"verifier": Doubts()}, seed=5))
+    finished = False
+
+    async def search():
+        nonlocal finished
+        await controller.grow(root, expand)
+        finished = True
+        tasks.cancel_scope.cancel()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(search)
+        while turns > 0:
+            turns -= 1
+            await checkpoint()
+        tasks.cancel_scope.cancel()
+    return root, finished
+
+
+def loaded(root):
+    return from_json(to_json(root))
+
+
+@every
+async def test_cut_at_every_turn_of_the_loop_it_answers_and_forgets(controller):
+    others = len(anyio.get_running_tasks())
+    straight, _ = await grown(controller)
+    whole, cuts = False, 0
+    while not whole:
+        root, whole = await grown(controller, cuts)
+        cuts += 1
+        assert len(anyio.get_running_tasks()) == others
+        before = to_json(root)
+        node = controller.answer(root)
+        assert node.failure is None
+        assert controller.answer(root) is node
+        assert controller.answer(loaded(root)).path == node.path
+        assert to_json(root) == before
+    assert cuts > 3
+    assert to_json(root) == to_json(straight)  # nothing is left of the searches that were cut
+
+
+async def forest():
+    """A tree of every controller, a root alone, one that is done, and one whose drafts are cut."""
+    roots = [(await grown(controller))[0] for controller in CONTROLLERS]
+    roots += [Node(Task("?"), State("")), Node(Task("?"), State("", done=True, answer=""))]
+    done = Node(Task("?"), State("", done=True))
+    done.adopt([Node(done.task, State("a"), done, i, Step("a")) for i in range(3)])
+    return [*roots, done]
+
+
+PICKS = [
+    Vote(),
+    Vote(weight="score"),
+    Vote(weight="exp"),
+    search.MBR(),
+    search.MBR(weight="exp", own=False, utility={"kind": "edit"}),
+    search.MBR(utility={"kind": "agreement", "of": "text"}),
+    search.Cluster(),
+    search.Cluster(behaviour="verifier", tests="verifier", passed=0.5),
+    search.DualAgreement(tests="verifier"),
+]
+
+
+async def test_every_answer_is_a_pure_function_of_any_tree():
+    roots = await forest()
+    copies = [loaded(root) for root in roots]
+    for controller in [*CONTROLLERS, *(BestOfN(pick=pick) for pick in PICKS)]:
+        for root, copy in zip(roots, copies, strict=True):
+            before = to_json(root)
+            node = controller.answer(root)
+            assert node.failure is None
+            assert node.lineage[0] is root
+            assert controller.answer(copy).path == node.path
+            assert to_json(root) == before
+
+
+@every
+@pytest.mark.parametrize(
+    "score",
+    [
+        lambda text: 0.0,
+        lambda text: 1e300 if worth(text) > 0.5 else -1e300,
+        lambda text: -1e4 * len(text) - worth(text),
+    ],
+    ids=["equal", "huge", "unlikely"],
+)
+async def test_scores_may_be_of_any_size(controller, score):
+    class Unlikely(Random):
+        async def propose(self, node, seeds):
+            steps = await super().propose(node, seeds)
+            return [Step(s.text, (1,), -1e4, (-1e4,), proposals=(-9e3,)) for s in steps]
+
+    answer = await found(controller, policy=Unlikely(), judge=Judge(score))
+    assert answer.stopped == "finished"
+    assert answer.node.score > -math.inf
+
+
+@every
+async def test_as_a_policy_it_revises_what_is_done(controller):
+    """A controller whose root is done grows drafts, each from the task's beginning."""
+    drafts = []
+
+    class Watching(Judge):
+        async def score(self, nodes):
+            drafts.extend(node for node in nodes if node.start.step is not None)
+            return await super().score(nodes)
+
+    revise = Searched(controller, Random(), Word(3), Watching())
+    answer = await solve(
+        "a word?",
+        policy={"policy": Random(), "revise": revise},
+        controller=search.Refine(rounds=1),
+        environment=Word(3),
+        verifier=Judge(),
+    )
+    assert drafts
+    assert all(node.state.snapshot == node.text for node in drafts)
+    assert len(answer.text) == 3
+
+
 @every
 async def test_a_fifth_of_the_calls_may_fail(controller):
     class Flaky(Random):
@@ -176,6 +326,55 @@ async def test_scores_that_are_no_numbers_never_win(controller):
 
 
 @every
+@pytest.mark.parametrize(
+    "budget", [Budget(nodes=1), Budget(nodes=31), Budget(calls=13), Budget(tokens=67)], ids=str
+)
+async def test_many_tasks_share_a_budget(controller, budget):
+    class Talker(Random):
+        def __init__(self):
+            super().__init__()
+            self.calls = 0
+
+        def bound(self, n):
+            return Usage(calls=1, completion=3 * n)
+
+        async def propose(self, node, seeds):
+            self.calls += 1
+            for _ in range(seeds[0] % 4):
+                await checkpoint()
+            steps = await super().propose(node, seeds)
+            return [Step(step.text, usage=Usage(completion=3)) for step in steps]
+
+    async def answers(at_once):
+        talker = Talker()
+        jittered = Jittered(talker, at_once, at_once)
+        jittered.bound = talker.bound
+        found = await solve_all(
+            ["a word?", "a second one?", "a third one?"],
+            policy=jittered,
+            controller=controller,
+            environment=Word(3),
+            verifier=Judge(),
+            budget=budget,
+        )
+        return talker.calls, found
+
+    calls, found = await answers(1)
+    spent = {
+        "nodes": sum(sum(1 for _ in answer.root.walk()) - 1 for answer in found),
+        "calls": calls,
+        "tokens": sum(answer.usage.completion for answer in found),
+    }
+    limit = {name: most for name, most in budget if most is not None}
+    for name, most in limit.items():
+        assert spent[name] <= most
+        if any(answer.stopped == "exhausted" for answer in found):
+            assert spent[name] > most - (3 if name == "tokens" else 1)  # nothing is left over
+    _, again = await answers(64)
+    assert [to_json(answer.root) for answer in again] == [to_json(answer.root) for answer in found]
+
+
+@every
 async def test_no_proposals_end_the_search(controller):
     class Silent:
         async def propose(self, node, seeds):
@@ -191,7 +390,11 @@ async def test_duplicates_can_be_hidden_from_it(controller):
     answer = await found(controller, policy=Random("a"), unique="siblings")
     assert set(answer.text) == {"a"}
     grown = [node for node in answer.root.walk() if node.promised]
-    assert all(node.index == 0 for node in grown)  # a copy is never grown
+    if isinstance(controller, ParticleSearch):  # copies are a part of the sample
+        assert answer.text == "aaaa"
+        assert any(node.index for node in grown)
+    else:
+        assert all(node.index == 0 for node in grown)  # a copy is never grown
 
 
 @every

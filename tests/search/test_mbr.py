@@ -210,3 +210,10 @@ def test_what_is_not_installed_is_said_before_the_search(kind, monkeypatch):
     monkeypatch.setattr(utility, "find_spec", lambda name: None)
     with pytest.raises(SpecError, match=r"branchwise\[mbr\]"):
         MBR.model_validate({"utility": {"kind": kind}})
+
+
+@pytest.mark.parametrize("utility", [Edit(), Agreement(of="text"), Match(of="text")])
+def test_two_that_say_nothing_agree(utility):
+    assert utility.between("", "") == 1
+    root = Node(Task("?"), State())
+    assert MBR(utility=utility)(root) is root

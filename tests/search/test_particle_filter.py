@@ -49,14 +49,20 @@ def test_the_particles_follow_the_target(monkeypatch, weight, resampler):
 
 
 async def test_many_particles_have_the_law_of_the_target():
-    controller = ParticleFilter(n=1000, weight="score")
-    answer = await solve(
-        "a word?", policy=Random(), controller=controller, environment=Word(2), verifier=Judge()
-    )
     wanted = {a + b: worth(a) * worth(a + b) for a in "abc" for b in "abc"}
-    found = Counter()
-    for particle in controller.particles(answer.root):
-        found[particle.node.text] += particle.weight
+    found, runs = Counter(), 4
+    for seed in range(runs):
+        controller = ParticleFilter(n=1000, weight="score", seed=seed)
+        answer = await solve(
+            "a word?",
+            policy=Random(),
+            controller=controller,
+            environment=Word(2),
+            verifier=Judge(),
+            seed=seed,
+        )
+        for particle in controller.particles(answer.root):
+            found[particle.node.text] += particle.weight / runs
     z = sum(wanted.values())
     assert sum(abs(1 / 9 - mass / z) for mass in wanted.values()) / 2 > 0.2
     assert sum(abs(found[word] - mass / z) for word, mass in wanted.items()) / 2 < 0.05

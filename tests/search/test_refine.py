@@ -7,7 +7,19 @@ from fractions import Fraction
 import pytest
 from worlds import Judge
 
-from branchwise import Math, Scripted, State, Step, Task, Verdict, solve
+from branchwise import (
+    BackendError,
+    Budget,
+    Math,
+    Node,
+    Scripted,
+    State,
+    Step,
+    Task,
+    Usage,
+    Verdict,
+    solve,
+)
 from branchwise.agents.chat import Chat
 from branchwise.agents.reviser import Reviser
 from branchwise.search.refine import Refine
@@ -18,13 +30,14 @@ pytestmark = pytest.mark.anyio
 MENDS, BREAKS = Fraction(1, 2), Fraction(1, 4)
 
 
-async def refined(controller, draft, revise, judge=None, world=None):
+async def refined(controller, draft, revise, judge=None, world=None, **budget):
     return await solve(
         "a word?",
         policy={"policy": draft, "revise": revise},
         controller=controller,
         environment=world or Word(1),
         verifier=judge or Judge(lambda word: float(word == "a")),
+        budget=Budget(**budget),
     )
 
 
@@ -191,3 +204,50 @@ async def test_a_revision_of_several_steps_goes_on_where_it_began():
     assert answer.text == "bb"
     assert [len(request.said) for request in model.requests] == [0, 1]
     assert answer.node.state == State("bb", done=True, answer="bb")
+
+
+async def test_the_last_draft_is_the_last_that_was_finished():
+    """The second revision of the better line is cut on its way; the line still answers."""
+
+    class Letters:
+        async def propose(self, node, seeds):
+            return [Step("a" if node.path[:1] == (0,) else "b") for _ in seeds]
+
+    controller = Refine(drafts=2, rounds=1, take="last")
+    judge = Judge(lambda word: float(word.count("a")))
+    answer = await refined(controller, Says(*"abab"), Letters(), judge, Word(2), calls=4)
+    assert [node.text for node in answer.root.walk()][1:] == ["a", "aa", "a", "b", "bb"]
+    assert answer.node.path == (0, 0)
+
+
+async def test_a_critique_that_comes_alone_is_no_draft():
+    """Where some critiques or some revisions fail, only what was revised goes on."""
+
+    class Half:
+        name = "half"
+
+        def __init__(self, fails):
+            self.fails = fails
+
+        async def complete(self, request):
+            asked = request.messages[-1].content
+            kind = "critique" if asked == "What is wrong?" else "revision"
+            steps = [
+                None if (kind, seed) == self.fails else Step(kind, usage=Usage(calls=1))
+                for seed in request.seeds
+            ]
+            if None in steps:
+                raise BackendError("lost", arrived=steps, spent=Usage(calls=1))
+            return steps
+
+    root = Node(Task("?"), State())
+    draft = Node(root.task, State(done=True), root, 0, Step("x"))
+    for kind, cost in (("critique", 1), ("revision", 2)):
+        reviser = Reviser(backend=Half((kind, 2)), critique="What is wrong?")
+        with pytest.raises(BackendError, match="lost") as caught:
+            await reviser.propose(draft, [1, 2, 3])
+        first, lost, last = caught.value.arrived
+        assert first.text == last.text == "revision"
+        assert lost is None
+        assert first.usage.calls == last.usage.calls == 2
+        assert caught.value.spent.calls == cost

@@ -5,6 +5,7 @@ import pytest
 from scipy.stats import chisquare
 from toylm import ToyLM
 
+from branchwise import Node, State, Step, Task
 from branchwise.core.aio import run_sync
 from branchwise.search.stochastic_beam import StochasticBeam, conditioned
 from branchwise.solve import solve
@@ -121,3 +122,14 @@ def test_conditioning_is_the_formula_and_stays_finite():
 def test_an_estimate_needs_two(whole):
     with pytest.raises(ValueError, match="at least 2"):
         StochasticBeam(width=1).estimate(whole, lambda node: 1.0)
+
+
+def test_an_estimate_may_have_texts_that_are_hardly_possible():
+    """All but one text have less than e^-1000: that one is in every sample, and is the estimate."""
+    root = Node(Task("?"), State())
+    said = zip("abc", (0.0, -1000.0, -3000.0), strict=True)
+    steps = [Step(letter, logprob=logprob) for letter, logprob in said]
+    root.adopt([Node(root.task, State(done=True), root, i, s) for i, s in enumerate(steps)])
+    beam = StochasticBeam(width=2, fanout=3)
+    assert [draw.node.text for draw in beam.sample(root)] == ["a", "b"]
+    assert beam.estimate(root, lambda node: 7.0 if node.text == "a" else 1.0) == 7.0

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from functools import partial
 from itertools import product
 
 import pytest
@@ -23,6 +24,7 @@ from branchwise.search.mcts import MCTS
 from branchwise.search.pruning import Pruning
 from branchwise.search.rollout import Rollout
 from branchwise.solve import solve
+from branchwise.testing import Word
 from branchwise.verifiers.likelihood import Likelihood
 
 CANONICAL = {"early_stopping": "never", "length_penalty": 0}
@@ -384,3 +386,28 @@ def test_texts_of_tokens_join_to_the_text_where_characters_take_several(tmp_path
     node = run_sync(write)
     texts = ["a", " ", "", "é", "", "", "漢", "", "", "", "🦊", " ", "b"]
     assert [step.text for step in node.steps] == texts
+
+
+@pytest.mark.parametrize("unique", [None, "siblings"])
+def test_copies_do_not_fill_the_beam(unique):
+    """A policy that says its best letter twice: the pool is that of one that says it once."""
+
+    class Twice:
+        async def propose(self, node, seeds):
+            return [Step(letter, (ord(letter),)) for letter in "aab"][: len(seeds)]
+
+    values = {"a": -1.0, "b": -2.0, "aa": -9.0, "ab": -8.0, "ba": -4.0, "bb": -3.0}
+    beam = BeamDecoding(width=2, fanout=3, length_penalty=0)
+    answer = run_sync(
+        partial(
+            solve,
+            "?",
+            policy=Twice(),
+            controller=beam,
+            environment=Word(2),
+            verifier=Judge(values.__getitem__),
+            unique=unique,
+        )
+    )
+    assert [node.text for node in beam.pool(answer.root)] == ["bb", "ba"]
+    assert answer.text == "bb"

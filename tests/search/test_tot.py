@@ -187,3 +187,19 @@ async def test_dfs_backtracks_and_stops_when_it_is_good_enough():
     assert answer.text == "bacc"
     in_order = sorted(["", *words(1), *words(2), *words(3)])
     assert spy.grown == in_order[: in_order.index("bac") + 1]
+
+
+def test_what_is_finished_is_no_copy_of_what_is_open():
+    first, *others = family([0.5, 0.4, 0.3, 0.2], ["a", "a", "", ""])
+    first.state = State(done=True)
+    for child, token in zip(others[1:], (7, 8), strict=True):
+        child.step = Step("", (token,))  # parts of two characters, neither of which is whole
+    bfs = TreeOfThoughtsBFS(width=4)
+    assert list(bfs.keep([first, *others], 1)) == [first, *others]
+
+
+def test_values_of_any_size_can_be_drawn_by():
+    children = family([1.7e308, 1.7e308, -1.7e308])
+    drawn = TreeOfThoughtsBFS(width=64, select="sample").keep(children, 1)
+    assert sum(drawn.values()) == 64
+    assert set(drawn) == set(children[:2])

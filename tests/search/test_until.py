@@ -9,12 +9,15 @@ from functools import cache
 
 import anyio
 import pytest
+from anyio.lowlevel import checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import Field
 from worlds import Jittered, Judge, Random
 
 from branchwise import (
+    BackendError,
+    BestFirst,
     BestOfN,
     Budget,
     Controller,
@@ -350,3 +353,47 @@ def test_it_is_a_spec():
     assert Until(search=Lanes(n=5), stop=Enough()).model_dump()["search"] == {"n": 5, "lanes": 4}
     with pytest.raises(ValueError, match=r"search.best-of-n.m\n"):
         Until.model_validate({"search": {"kind": "best-of-n", "m": 1}, "stop": {"kind": "enough"}})
+
+
+@pytest.mark.parametrize("in_order", [True, False])
+async def test_an_outage_while_others_land_does_not_hold_the_end_up(in_order):
+    """One lane has seen enough and waits for another one, whose call never comes back well."""
+
+    class Down(Random):
+        async def propose(self, node, seeds):
+            if node.text and node.index:
+                for _ in range(5 * node.index):
+                    await checkpoint()
+                raise BackendError("the quota is spent", fatal=True)
+            return await super().propose(node, seeds)
+
+    search = BestFirst(fanout=3, lanes=3, in_order=in_order)
+    with anyio.fail_after(5):
+        answer = await solve(
+            "?",
+            policy=Down(),
+            controller=Until(search=search, stop=Enough(score=0)),
+            environment=Word(2),
+            verifier=Judge(),
+        )
+    assert answer.stopped == "finished"
+    assert answer.node.finished
+
+
+async def test_the_controller_in_the_middle_may_be_one_that_stops_itself():
+    """An outer rule ends lanes that an inner rule watches; what they know is not mixed up."""
+    lanes = BestFirst(fanout=3, lanes=4, expansions=40)
+    inner = Until(search=lanes, stop=Patience(looks=3))
+    for rule, most in [(Enough(score=-1), 1 + 4 + 3), (Enough(score=2), 40)]:
+        for seed in range(10):
+            answer = await solve(
+                "?",
+                policy=Jittered(Random(), 64, seed),
+                controller=Until(search=inner, stop=rule),
+                environment=Word(2),
+                verifier=Judge(),
+            )
+            assert answer.stopped == "finished"
+            grown = [node for node in answer.root.walk() if node.promised]
+            assert all(len(node.children) == node.promised for node in grown)
+            assert len(grown) <= most
