@@ -27,9 +27,8 @@ check-real: .venv/for-test
 QUICK ?= --quick --pairs 3
 LARGER := --model qwen2.5-coder-0.5b-instruct --dtype bfloat16
 
-# What benchmarks compare with; llm-reasoners names packages that it needs for other things.
+# A peer of the benchmarks; it names packages that it needs for other things.
 .venv/for-bench: .venv/for-test
-	$(PIP) treequest
 	$(PIP) --no-deps llm-reasoners
 	touch $@
 

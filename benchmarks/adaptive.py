@@ -53,10 +53,10 @@ from branchwise import (
 )
 from branchwise.allocate import solve_all
 from branchwise.runs.store import Result
+from branchwise.search import AnyRule
 from branchwise.search.regret import Regret
 from branchwise.search.stopping import (
     AdaptiveConsistency,
-    AnyRule,
     Curtailment,
     EarlyStopping,
     Enough,
