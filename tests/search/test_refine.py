@@ -211,11 +211,12 @@ async def test_the_last_draft_is_the_last_that_was_finished():
 
     class Letters:
         async def propose(self, node, seeds):
-            return [Step("a" if node.path[:1] == (0,) else "b") for _ in seeds]
+            lines = "ab" if not node.path else "ab"[node.path[0]]
+            return [Step(letter) for letter in lines]
 
     controller = Refine(drafts=2, rounds=1, take="last")
     judge = Judge(lambda word: float(word.count("a")))
-    answer = await refined(controller, Says(*"abab"), Letters(), judge, Word(2), calls=4)
+    answer = await refined(controller, Letters(), Letters(), judge, Word(2), calls=4)
     assert [node.text for node in answer.root.walk()][1:] == ["a", "aa", "a", "b", "bb"]
     assert answer.node.path == (0, 0)
 
