@@ -1,6 +1,5 @@
 """Beam search over tokens as decoders do it: finished texts leave the beam for a pool."""
 
-import math
 import random
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import ClassVar, Literal, NamedTuple
@@ -10,6 +9,7 @@ from pydantic import Field
 from branchwise.core.node import Node
 from branchwise.core.types import Expand
 from branchwise.search.card import Card
+from branchwise.search.noise import gumbel
 from branchwise.search.pruning import Pruning
 from branchwise.search.search import Search
 
@@ -147,11 +147,6 @@ class BeamDecoding(Search):
         if self.early_stopping == "never" and self.length_penalty > 0:
             return True
         return self.normalised(running[0]) > self.normalised(pool[-1])
-
-
-def gumbel(rng: random.Random) -> float:
-    """A number of the standard Gumbel distribution."""
-    return -math.log(rng.expovariate(1) or math.ulp(0))
 
 
 def _texts(children: Sequence[Node]) -> Iterable[Node]:

@@ -1,6 +1,6 @@
 """The pick behind best-of-N."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import ClassVar, Literal
 
 from branchwise.core.node import Node
@@ -56,3 +56,8 @@ def candidates(root: Node) -> Sequence[Node]:
 def best(nodes: Sequence[Node]) -> Node:
     """The node with the highest score, the first of equals."""
     return max(nodes, key=lambda node: node.score)
+
+
+def suffice(nodes: Iterable[Node], enough: float | None) -> bool:
+    """Whether one of the nodes has finished and scores at least `enough`; None is never enough."""
+    return enough is not None and any(v.finished and v.score >= enough for v in nodes)

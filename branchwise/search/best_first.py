@@ -8,6 +8,7 @@ from pydantic import Field
 
 from branchwise.core.node import Node
 from branchwise.core.types import Expand
+from branchwise.search.best import suffice
 from branchwise.search.card import Card
 from branchwise.search.pipeline import Pipeline
 from branchwise.search.search import Search
@@ -76,9 +77,7 @@ class BestFirst(Search):
             for child in children:
                 if not child.done:
                     heapq.heappush(queue, (-self._priority(child, root), next(pushed), child))
-            return self.enough is None or not any(
-                child.finished and child.score >= self.enough for child in children
-            )
+            return not suffice(children, self.enough)
 
         await Pipeline(
             pop, grown, push, total=self.expansions, width=self.lanes, in_order=self.in_order

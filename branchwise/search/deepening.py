@@ -7,6 +7,7 @@ from pydantic import Field
 
 from branchwise.core.node import Node
 from branchwise.core.types import Expand
+from branchwise.search.best import suffice
 from branchwise.search.card import Card
 from branchwise.search.search import Search
 
@@ -63,15 +64,12 @@ class IterativeDeepening(Search):
                     if len(grown) == self.expansions:
                         return
                     children = await expand([node], self.fanout)
-                    if any(self._enough(child) for child in children):
+                    if suffice(children, self.enough):
                         return
                     grown[node] = _worst_first(children)
                 stack.extend((child, depth + 1) for child in grown[node])
             if not beyond:
                 return
-
-    def _enough(self, node: Node) -> bool:
-        return self.enough is not None and node.finished and node.score >= self.enough
 
 
 def _worst_first(children: list[Node]) -> list[Node]:

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from branchwise.core.node import Node
 from branchwise.core.types import Expand
+from branchwise.search.best import suffice
 from branchwise.search.card import Card
 from branchwise.search.search import Search
 
@@ -68,7 +69,7 @@ class LimitedDiscrepancy(Search):
                     if len(grown) == self.expansions:
                         return
                     children = await expand([node], self.fanout)
-                    if any(self._enough(child) for child in children):
+                    if suffice(children, self.enough):
                         return
                     open_ = [child for child in children if not child.done]
                     grown[node] = sorted(open_, key=lambda child: -child.score)
@@ -86,6 +87,3 @@ class LimitedDiscrepancy(Search):
 
     def _cost(self, rank: int) -> int:
         return rank if self.count == "rank" else min(rank, 1)
-
-    def _enough(self, node: Node) -> bool:
-        return self.enough is not None and node.finished and node.score >= self.enough

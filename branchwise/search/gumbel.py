@@ -12,6 +12,7 @@ from pydantic import Field
 from branchwise.core.node import Node
 from branchwise.core.types import Expand
 from branchwise.search.card import Card
+from branchwise.search.noise import gumbel
 from branchwise.search.search import Search
 
 _TINY = sys.float_info.min  # keeps divisors and arguments of logarithms above 0
@@ -142,7 +143,7 @@ class GumbelMCTS(Search):
     def gumbels(self, root: Node, k: int) -> list[float]:
         """The noise g for the k children of a root."""
         draws = random.Random(f"{self.seed}/{root.path}")  # noqa: S311  (no secret)
-        return [-self.noise * math.log(draws.expovariate(1.0) or _TINY) for _ in range(k)]
+        return [self.noise * gumbel(draws) for _ in range(k)]
 
     def _ranked(self, top: "Visit", g: list[float], count: int) -> list["Visit"]:
         """The children of the root that have been visited so often, the best first."""

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from branchwise.core.node import Node
 from branchwise.core.types import Expand
+from branchwise.search.best import suffice
 from branchwise.search.card import Card
 from branchwise.search.pipeline import Pipeline
 from branchwise.search.rollout import follow
@@ -108,7 +109,7 @@ class MCTS(Search):
 
         def take(path: Path, grown: Grown) -> bool:
             visits.backup(path, grown)
-            return self.enough is None or not any(map(self._suffices, itertools.chain(*grown)))
+            return not suffice(itertools.chain(*grown), self.enough)
 
         await Pipeline(
             visits.select,
@@ -149,6 +150,3 @@ class MCTS(Search):
         ends = await follow(nodes, expand, self.rollout, by=self.rollout_by)
         reached = {end.lineage[depth]: end for end in ends}
         return [reached.get(node, node) for node in nodes]
-
-    def _suffices(self, node: Node) -> bool:
-        return node.finished and self.enough is not None and node.score >= self.enough

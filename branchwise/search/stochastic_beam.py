@@ -10,6 +10,7 @@ from pydantic import Field
 from branchwise.core.node import Node
 from branchwise.core.types import Expand
 from branchwise.search.card import Card
+from branchwise.search.noise import gumbel
 from branchwise.search.search import Search
 
 _CERTAIN = 700.0  # beyond, exp overflows, and long before the probability is 1
@@ -155,7 +156,7 @@ class StochasticBeam(Search):
 
     def _gumbel(self, node: Node) -> float:
         rng = random.Random(f"{self.seed}/{node.path}")  # noqa: S311  (a sample, not a secret)
-        return -math.log(rng.expovariate(1) or math.ulp(0))
+        return gumbel(rng)
 
 
 def included(lead: float) -> float:

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from branchwise.core.node import Node
 from branchwise.core.types import Expand
+from branchwise.search.best import suffice
 from branchwise.search.card import Card
 from branchwise.search.search import Search
 
@@ -52,9 +53,7 @@ class TreeOfThoughtsDFS(Search):
             if not stack:
                 return
             children = await expand([stack.pop()], self.fanout)
-            if self.enough is not None and any(
-                c.finished and c.score >= self.enough for c in children
-            ):
+            if suffice(children, self.enough):
                 return
             best_first = sorted((c for c in children if self._enters(c)), key=lambda c: -c.score)
             stack.extend(reversed(best_first))

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from branchwise.core.node import Node
 from branchwise.core.types import Expand
+from branchwise.search.best import suffice
 from branchwise.search.card import Card
 from branchwise.search.rebase import Rebase
 from branchwise.search.rollout import follow
@@ -63,10 +64,7 @@ class TreeRefine(Search):
         )
         level = await follow(await expand([root], self.width), expand)
         for _ in range(self.rounds):
-            if not level or any(self._enough(y) for y in level):
+            if not level or suffice(level, self.enough):
                 return
             widths = rebase.widths([y.score for y in level], self.width)
             level = await follow(await expand(level, widths, by=self.by), expand, by=self.by)
-
-    def _enough(self, draft: Node) -> bool:
-        return self.enough is not None and draft.finished and draft.score >= self.enough
