@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-CODE := branchwise tests benchmarks examples
+CODE := branchwise tests benchmarks examples docs
 
 .PHONY: demo test lint types check-real bench constraints clean
 

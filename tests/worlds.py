@@ -7,8 +7,8 @@ from itertools import product
 import anyio
 from anyio.lowlevel import checkpoint
 
-from branchwise import Step, Verdict
-from branchwise.testing import Alphabet
+from branchwise import Step, Verdict, solve
+from branchwise.testing import Alphabet, Word
 
 LETTERS = "abc"
 
@@ -60,3 +60,29 @@ class Random:
 class Enumerate(Alphabet):
     def __init__(self, letters=LETTERS):
         super().__init__(letters)
+
+
+class Spy(Enumerate):
+    """Remembers what was grown, in order."""
+
+    def __init__(self, letters=LETTERS):
+        super().__init__(letters)
+        self.grown = []
+
+    async def propose(self, node, seeds):
+        self.grown.append(node.text)
+        return await super().propose(node, seeds)
+
+
+async def found(controller, policy=None, judge=None, *, length=4, environment=None, **more):
+    """The answer of a search for a word, which has to come to its end."""
+    answer = await solve(
+        "a word?",
+        policy=policy or Enumerate(),
+        controller=controller,
+        environment=environment or Word(length),
+        verifier=judge or Judge(),
+        **more,
+    )
+    assert answer.stopped == "finished"
+    return answer

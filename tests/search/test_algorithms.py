@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from worlds import Enumerate, Judge
+from worlds import found
 
 from branchwise import (
     Node,
@@ -14,23 +14,9 @@ from branchwise import (
     Step,
     Task,
     Vote,
-    solve,
 )
-from branchwise.testing import Word
 
 pytestmark = pytest.mark.anyio
-
-
-async def found(controller, policy=None, length=4, judge=None):
-    answer = await solve(
-        "a word?",
-        policy=policy or Enumerate(),
-        controller=controller,
-        environment=Word(length),
-        verifier=judge or Judge(),
-    )
-    assert answer.stopped == "finished"
-    return answer
 
 
 async def test_rollout_takes_one_step_after_the_other():

@@ -7,7 +7,7 @@ import networkx as nx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from worlds import LETTERS, Enumerate, Judge, words, worth
+from worlds import LETTERS, Enumerate, Judge, Spy, words, worth
 
 from branchwise import Node, SpecError, State, Step, Task, Verdict, run_sync, solve
 from branchwise.search.astar import AStar
@@ -27,16 +27,6 @@ class Toll(Word):
         after = await super().step(state, action)
         reward = -self.price(after.snapshot)
         return State(after.snapshot, reward=reward, done=after.done, answer=after.answer)
-
-
-class Spy(Enumerate):
-    def __init__(self):
-        super().__init__()
-        self.grown = []
-
-    async def propose(self, node, seeds):
-        self.grown.append(node.text)
-        return await super().propose(node, seeds)
 
 
 class Prices:

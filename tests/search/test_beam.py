@@ -1,23 +1,9 @@
 import pytest
-from worlds import LETTERS, Enumerate, Judge, words, worth
+from worlds import LETTERS, Enumerate, found, words, worth
 
 from branchwise.search.beam import Beam
-from branchwise.solve import solve
-from branchwise.testing import Word
 
 pytestmark = pytest.mark.anyio
-
-
-async def found(controller, policy=None):
-    answer = await solve(
-        "a word?",
-        policy=policy or Enumerate(),
-        controller=controller,
-        environment=Word(4),
-        verifier=Judge(),
-    )
-    assert answer.stopped == "finished"
-    return answer
 
 
 async def test_a_beam_as_wide_as_the_tree_finds_the_best_word():

@@ -4,37 +4,13 @@ import anyio
 import networkx as nx
 import pytest
 from anyio.lowlevel import checkpoint
-from worlds import Enumerate, Jittered, Judge, Random, words, worth
+from worlds import Enumerate, Jittered, Judge, Random, Spy, found, words, worth
 
 from branchwise import BackendError, SearchFailed, solve, to_json
 from branchwise.search.best_first import BestFirst
 from branchwise.testing import Word
 
 pytestmark = pytest.mark.anyio
-
-
-async def found(controller, policy=None, judge=None):
-    answer = await solve(
-        "a word?",
-        policy=policy or Enumerate(),
-        controller=controller,
-        environment=Word(4),
-        verifier=judge or Judge(),
-    )
-    assert answer.stopped == "finished"
-    return answer
-
-
-class Spy(Enumerate):
-    """Remembers what was grown, in order."""
-
-    def __init__(self):
-        super().__init__()
-        self.grown = []
-
-    async def propose(self, node, seeds):
-        self.grown.append(node.text)
-        return await super().propose(node, seeds)
 
 
 async def test_it_expands_in_the_order_of_dijkstra():

@@ -2,35 +2,13 @@
 
 import networkx as nx
 import pytest
-from worlds import Enumerate, Judge, words, worth
+from worlds import Judge, Spy, found, words, worth
 
-from branchwise import State, solve
+from branchwise import State
 from branchwise.search.deepening import IterativeDeepening
 from branchwise.testing import Word
 
 pytestmark = pytest.mark.anyio
-
-
-class Spy(Enumerate):
-    def __init__(self):
-        super().__init__()
-        self.grown = []
-
-    async def propose(self, node, seeds):
-        self.grown.append(node.text)
-        return await super().propose(node, seeds)
-
-
-async def found(controller, policy=None, judge=None, environment=None):
-    answer = await solve(
-        "a word?",
-        policy=policy or Enumerate(),
-        controller=controller,
-        environment=environment or Word(4),
-        verifier=judge or Judge(),
-    )
-    assert answer.stopped == "finished"
-    return answer
 
 
 def tree():

@@ -7,7 +7,7 @@ from collections import Counter
 
 import anyio
 import pytest
-from worlds import LETTERS, Enumerate, Judge, words, worth
+from worlds import LETTERS, Enumerate, Judge, Spy, found, words, worth
 
 from branchwise import Node, SearchFailed, State, Step, Task, solve
 from branchwise.core.errors import BackendError
@@ -17,31 +17,6 @@ from branchwise.testing import Word
 
 pytestmark = pytest.mark.anyio
 THE_BEST = max(words(4), key=worth)
-
-
-class Spy(Enumerate):
-    """Writes down which words are grown, in order."""
-
-    def __init__(self, letters=LETTERS):
-        super().__init__(letters)
-        self.grown = []
-
-    async def propose(self, node, seeds):
-        self.grown.append(node.text)
-        return await super().propose(node, seeds)
-
-
-async def found(controller, policy=None, length=4, judge=None, **more):
-    answer = await solve(
-        "a word?",
-        policy=policy or Enumerate(),
-        controller=controller,
-        environment=Word(length),
-        verifier=judge or Judge(),
-        **more,
-    )
-    assert answer.stopped == "finished"
-    return answer
 
 
 def size(node):

@@ -6,10 +6,10 @@ from contextlib import suppress
 
 import pytest
 from test_resampling import integrated, outcomes
-from test_smc import Toy, finished
+from test_smc import Flaky, Toy, finished
 from worlds import Judge
 
-from branchwise import BackendError, Budget, from_json, to_json
+from branchwise import Budget, from_json, to_json
 from branchwise.core.around import alive
 from branchwise.core.grow import Grow
 from branchwise.search import particle_gibbs
@@ -101,13 +101,6 @@ async def test_the_retained_particle_is_not_grown_again():
 
 
 async def test_the_tree_tells_again_what_the_particles_were():
-    class Flaky(Toy):
-        async def propose(self, node, seeds):
-            if seeds[0] % 4 == 0 and node.text:
-                raise BackendError("the line broke")
-            steps = await super().propose(node, seeds)
-            return steps[: len(steps) - (seeds[0] % 5 == 0)]
-
     toy = Flaky(length=5, impossible={"a.", "bbb."})
     for seed in range(12):
         controller, root = ParticleGibbs(n=4, iterations=4, seed=seed), toy.root()

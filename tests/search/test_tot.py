@@ -4,7 +4,7 @@ from collections import Counter
 
 import networkx as nx
 import pytest
-from worlds import LETTERS, Enumerate, Judge, Random, words, worth
+from worlds import LETTERS, Enumerate, Judge, Random, Spy, found, words, worth
 
 from branchwise import Node, State, Step, Task, solve, to_json
 from branchwise.search.rollout import Rollout
@@ -13,33 +13,9 @@ from branchwise.search.tot_dfs import TreeOfThoughtsDFS
 from branchwise.testing import Word
 
 
-async def found(controller, policy=None, judge=None, length=4):
-    answer = await solve(
-        "a word?",
-        policy=policy or Enumerate(),
-        controller=controller,
-        environment=Word(length),
-        verifier=judge or Judge(),
-    )
-    assert answer.stopped == "finished"
-    return answer
-
-
 def entered(root):
     """The texts of the nodes that were grown, in the order of the tree."""
     return [node.text for node in root.walk() if node.promised]
-
-
-class Spy(Enumerate):
-    """Remembers what was grown, in order."""
-
-    def __init__(self):
-        super().__init__()
-        self.grown = []
-
-    async def propose(self, node, seeds):
-        self.grown.append(node.text)
-        return await super().propose(node, seeds)
 
 
 def family(scores, texts=LETTERS):

@@ -342,7 +342,9 @@ async def test_a_budget_that_ends_while_others_land_does_not_hide_the_rule():
         landing.set()
         return nodes[0].children
 
-    await Until(search=Two(), stop=EarlyStopping(window=1)).grow(tree(""), expand)
+    root = tree("")
+    await Until(search=Two(), stop=EarlyStopping(window=1)).grow(root, expand)
+    assert [node.state.answer for node in root.children] == ["a"]
 
 
 def test_it_is_a_spec():
