@@ -8,7 +8,7 @@ from pydantic import Field, SkipValidation
 from branchwise.core.config import Config, Sampling
 from branchwise.core.node import Node
 from branchwise.core.template import filled
-from branchwise.core.types import Backend, Message, Request, Step, Task, Usage
+from branchwise.core.types import Backend, Message, Request, State, Step, Task, Usage
 
 
 class Shot(Config):
@@ -36,6 +36,8 @@ class Asking(Config):
         max_tokens: the most tokens of one step.
         stop: strings that end a step, such as a line's end for search over lines.
         logprobs: whether to ask for the log-probabilities of the tokens.
+        prefill: how each reply of the model begins: it goes on from these words, which are no part
+            of its step.
     """
 
     backend: SkipValidation[Backend] = Field(exclude=True, repr=False)
@@ -46,6 +48,7 @@ class Asking(Config):
     max_tokens: int = Field(default=512, ge=1)
     stop: tuple[str, ...] = ()
     logprobs: bool = True
+    prefill: str = ""
 
     def opening(self, node: Node) -> list[Message]:
         """The system's message, the worked examples and the question."""
@@ -57,12 +60,18 @@ class Asking(Config):
         return [*messages, Message("user", "\n\n".join(part for part in question if part))]
 
     def asks(
-        self, messages: Sequence[Message], said: Sequence[Step], seeds: Sequence[int]
+        self,
+        messages: Sequence[Message],
+        said: Sequence[Step],
+        seeds: Sequence[int],
+        *,
+        prefill: bool = True,
     ) -> Request:
         """The request that these messages make."""
+        begun = (Step(self.prefill),) if self.prefill and prefill else ()
         return Request(
             messages=tuple(messages),
-            said=tuple(said),
+            said=(*begun, *said),
             seeds=tuple(seeds),
             sampling=self.sampling,
             stop=self.stop,
@@ -91,6 +100,8 @@ class Chat(Asking):
         max_tokens: the most tokens of one step.
         stop: strings that end a step, such as a line's end for search over lines.
         logprobs: whether to ask for the log-probabilities of the tokens.
+        prefill: how each reply of the model begins: it goes on from these words, which are no part
+            of its step.
 
     Example:
         >>> from branchwise import Node, Scripted, State, Task
@@ -108,8 +119,8 @@ class Chat(Asking):
         for place in node.lineage[1:]:
             if place.step is not None:
                 said.append(place.step)
-            if place.state.observation:
-                messages += _turn(said, place.state.observation)
+            if place.state.observation or place.state.results:
+                messages += turn(said, place.state, self.prefill)
                 said = []
         return self.asks(messages, said, seeds)
 
@@ -126,11 +137,14 @@ class Chat(Asking):
         return Usage(calls=1, completion=n * self.max_tokens)
 
 
-def _turn(said: Sequence[Step], observation: str) -> list[Message]:
-    """The model's finished turn and the world's answer to it, to each of its tool calls."""
+def turn(said: Sequence[Step], state: State, prefill: str = "") -> list[Message]:
+    """The model's finished turn and what the world answered to it, to each of its tool calls."""
     calls = tuple(call for step in said for call in step.tool_calls)
     text = "".join(step.text for step in said)
-    turn = [Message("assistant", text, calls)] if text or calls else []
-    if calls:
-        return turn + [Message("tool", observation, tool_call_id=call.id) for call in calls]
-    return [*turn, Message("user", observation)]
+    messages = [Message("assistant", prefill + text, calls)] if text or calls else []
+    results = state.results or (state.observation,) * len(calls)
+    for call, result in zip(calls, results, strict=False):
+        messages.append(Message("tool", result, tool_call_id=call.id))
+    if state.observation and (state.results or not calls):
+        messages.append(Message("user", state.observation))
+    return messages

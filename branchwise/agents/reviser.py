@@ -32,6 +32,8 @@ class Reviser(Asking):
         max_tokens: the most tokens of one step, and of one critique.
         stop: strings that end a step.
         logprobs: whether to ask for the log-probabilities of the tokens.
+        prefill: how each reply of the model begins: it goes on from these words, which are no part
+            of its step.
         revision: the user's reply to a draft; `{feedback}`, `{prompt}` and the keys of the task's
             `meta` are filled in.
         critique: asks the model for its own feedback; empty asks nothing. A revision should then
@@ -74,7 +76,7 @@ class Reviser(Asking):
         if not self.critique or not node.done:
             return await self.backend.complete(self.request(node, seeds))
         question = [*self._drafts(node)[:-1], Message("user", self.critique)]
-        asked = self.asks([*self.opening(node), *question], (), seeds)
+        asked = self.asks([*self.opening(node), *question], (), seeds, prefill=False)
         lost: BackendError | None = None
         try:
             critiques: Sequence[Step | None] = await self.backend.complete(asked)
@@ -113,7 +115,10 @@ class Reviser(Asking):
         drafts = [v for v in node.lineage if v.done and v.step is not None]
         messages: list[Message] = []
         for draft in drafts[-self.memory if self.memory else 0 :]:
-            messages += [Message("assistant", draft.text), self._reply(draft, _feedback(draft))]
+            messages += [
+                Message("assistant", self.prefill + draft.text),
+                self._reply(draft, _feedback(draft)),
+            ]
         return messages
 
     def _reply(self, draft: Node, feedback: str) -> Message:

@@ -6,6 +6,7 @@ BranchwiseError
 ├── BranchError        nobody: a bad branch is data, it stays on its node as `failure`
 │   ├── BackendError       a model call failed after its retries
 │   ├── WorldError         an environment could not carry out an action
+│   │   └── SandboxError       a sandbox broke: no word on the program that it should have run
 │   └── VerifierError      a verifier could not judge
 └── SearchFailed       the operator: an outage, no call can succeed any more
 
@@ -105,6 +106,10 @@ class BackendError(BranchError):
 
 class WorldError(BranchError):
     """An environment could not carry out an action (a wrong action is an observation instead)."""
+
+
+class SandboxError(WorldError):
+    """A sandbox broke, so nothing is known about the program that it should have run."""
 
 
 class VerifierError(BranchError):

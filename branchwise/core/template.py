@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Mapping
 
-_PLACEHOLDER = re.compile(r"\{(\w+)\}")
+_PLACEHOLDER = re.compile(r"\{(\w+(?:\.\d+)?)\}")
 
 
 def filled(template: str, values: Mapping[str, object] | Callable[[str], object]) -> str:

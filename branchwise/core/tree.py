@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from branchwise.core.errors import SpecError
 from branchwise.core.node import Node
-from branchwise.core.types import FREE, Json, State, Step, Task, Usage, Verdict
+from branchwise.core.types import FREE, Json, State, Step, Task, Tool, Usage, Verdict
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -22,6 +22,7 @@ VERSION = 1
 _task = TypeAdapter(Task)
 _step = TypeAdapter(Step)
 _state = TypeAdapter(State)
+_tool = TypeAdapter(Tool)
 _verdict = TypeAdapter(Verdict)
 _usage = TypeAdapter(Usage)
 
@@ -112,6 +113,8 @@ def _dump(node: Node, path: tuple[int, ...]) -> dict[str, Json]:
             "done": state.done,
             "cut": state.cut,
             "answer": state.answer,
+            **({"results": list(state.results)} if state.results else {}),
+            **_tools(node),
         },
         "score": node.score if math.isfinite(node.score) else None,
         "failure": node.failure,
@@ -124,6 +127,14 @@ def _dump(node: Node, path: tuple[int, ...]) -> dict[str, Json]:
     }
 
 
+def _tools(node: Node) -> dict[str, Json]:
+    """The tools where they are others than the parent's: most worlds have the same everywhere."""
+    before = () if node.parent is None else node.parent.state.tools
+    if node.state.tools == before:
+        return {}
+    return {"tools": [_tool.dump_python(tool, mode="json") for tool in node.state.tools]}
+
+
 def _sorted(snapshot: object) -> Json:
     if isinstance(snapshot, (dict, list)):
         return json.loads(json.dumps(snapshot, allow_nan=False, sort_keys=True))
@@ -134,7 +145,9 @@ def _load(row: dict[str, object], task: Task, nodes: dict[tuple[int, ...], Node]
     path = tuple(cast("list[int]", row["path"]))
     parent = nodes[path[:-1]] if path else None
     step = None if row["step"] is None else _step.validate_python(row["step"])
-    node = Node(task, _state.validate_python(row["state"]), parent, path[-1] if path else 0, step)
+    inherited = {} if parent is None else {"tools": parent.state.tools}
+    state = _state.validate_python({**inherited, **cast("dict[str, object]", row["state"])})
+    node = Node(task, state, parent, path[-1] if path else 0, step)
     node.score = -math.inf if row["score"] is None else cast("float", row["score"])
     node.failure = cast("str | None", row["failure"])
     node.lost = _usage.validate_python(row["lost"]) if "lost" in row else FREE

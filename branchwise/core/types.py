@@ -220,6 +220,8 @@ class State:
         done: whether the world accepts no further step.
         cut: whether it was stopped before it was done (a horizon, a length limit).
         answer: what voting, grading and MBR look at; None where there is none.
+        results: what each tool call of the last step came to, in order; empty where it had none.
+        tools: what may be called here; empty where the world has no tools.
     """
 
     snapshot: object = None
@@ -228,6 +230,8 @@ class State:
     done: bool = False
     cut: bool = False
     answer: str | None = None
+    results: tuple[str, ...] = ()
+    tools: tuple[Tool, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

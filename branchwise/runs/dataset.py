@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import cast
+from typing import TextIO, cast
 
 from pydantic import Field
 
@@ -26,14 +27,16 @@ class Data(Config):
 
     Args:
         path: a `.jsonl`, `.csv` or `.parquet` file, or `hf:OWNER/NAME/FILE`, a file of one of these
-            kinds in a data set on the hub.
-        prompt: the field that holds the question, or a text with fields in braces.
-        target: the field that holds the right answer; None where there is none.
+            kinds in a data set on the hub; `.jsonl` and `.csv` also with `.gz`.
+        prompt: the field that holds the question, or a text with fields in braces. `tests.0` is
+            the first entry of a list; a list of texts is its lines.
+        target: the field that holds the right answer, or a text with fields in braces; None where
+            there is none.
         target_after: the right answer is what comes after the last of these marks in its field
             (`####` in GSM8K); the whole field where it is empty.
         id: the field that names a problem; its row number where it is None.
-        meta: further fields that policies may see; no others reach them, for a worked solution
-            beside the question would give the answer away.
+        meta: further fields that policies may see, or a table of the names that they get; no
+            others reach them, for a worked solution beside the question would give the answer away.
         first: the row to begin with, counted from 0.
         limit: how many problems at most; None takes all.
 
@@ -47,7 +50,7 @@ class Data(Config):
     target: str | None = "answer"
     target_after: str = ""
     id: str | None = None
-    meta: tuple[str, ...] = ()
+    meta: tuple[str, ...] | dict[str, str] = ()
     first: int = Field(default=0, ge=0)
     limit: int | None = Field(default=None, ge=1)
 
@@ -82,16 +85,16 @@ class Data(Config):
     def _task(self, row: Row, number: int, place: str) -> Task:
         target = None
         if self.target is not None:
-            target = str(_field(row, self.target, "data.target", place))
+            target = _text(row, self.target, "data.target", place)
             if self.target_after:
                 target = target.rpartition(self.target_after)[2]
             target = target.strip()
-        if "{" in self.prompt:
-            prompt = filled(self.prompt, lambda key: _field(row, key, "data.prompt", place))
-        else:
-            prompt = str(_field(row, self.prompt, "data.prompt", place))
+        prompt = _text(row, self.prompt, "data.prompt", place)
         name = number if self.id is None else _field(row, self.id, "data.id", place)
-        meta = {key: cast("Json", _field(row, key, "data.meta", place)) for key in self.meta}
+        names = self.meta if isinstance(self.meta, dict) else {key: key for key in self.meta}
+        meta = {
+            name: cast("Json", _field(row, key, "data.meta", place)) for name, key in names.items()
+        }
         return Task(prompt, target, {**meta, "id": str(name)})
 
     def _local(self) -> Path:
@@ -116,41 +119,68 @@ class Data(Config):
             ) from error
 
 
+def _text(row: Row, asked: str, asked_by: str, place: str) -> str:
+    """A field, or a text with fields in braces."""
+    if "{" not in asked:
+        return _plain(_field(row, asked, asked_by, place))
+    return filled(asked, lambda key: _plain(_field(row, key, asked_by, place)))
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, list) and all(isinstance(each, str) for each in value):
+        return "\n".join(value)
+    return str(value)
+
+
 def _field(row: Row, name: str, asked_by: str, place: str) -> object:
-    if name not in row:
-        raise SpecError(f"{place}: no field {name!r} for {asked_by}{suggestion(name, list(row))}")
-    return row[name]
+    if name in row:
+        return row[name]
+    inside, _, index = name.rpartition(".")
+    entries = row.get(inside)
+    if isinstance(entries, list) and index.isdecimal() and int(index) < len(entries):
+        return cast("list[object]", entries)[int(index)]
+    raise SpecError(f"{place}: no field {name!r} for {asked_by}{suggestion(name, list(row))}")
 
 
 def _rows(path: Path) -> Iterator[tuple[str, Row]]:
     """Rows, and where each stands in the file."""
     if not path.is_file():
         raise SpecError(f"data.path: there is no file {path}")
-    match path.suffix:
-        case ".jsonl":
-            yield from _jsonl(path)
-        case ".csv":
-            with path.open(encoding="utf-8", newline="") as file:
-                for number, row in enumerate(csv.DictReader(file), start=2):
-                    yield f"line {number}", row
-        case ".parquet":
-            yield from _parquet(path)
-        case suffix:
-            raise SpecError(f"data.path: {path} ends in {suffix!r}, not .jsonl, .csv or .parquet")
+    if path.suffix == ".parquet":
+        yield from _parquet(path)
+        return
+    packed = path.suffix == ".gz"
+    read = {".jsonl": _jsonl, ".csv": _csv}.get(
+        path.with_suffix("").suffix if packed else path.suffix
+    )
+    if read is None:
+        raise SpecError(
+            f"data.path: {path} ends in {path.suffix!r}, not .jsonl, .csv (also .gz) or .parquet"
+        )
+    opening = gzip.open if packed else open
+    try:
+        with cast("TextIO", opening(path, "rt", encoding="utf-8", newline="")) as file:
+            yield from read(path, file)
+    except (gzip.BadGzipFile, EOFError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path}: cannot be read: {error}") from error
 
 
-def _jsonl(path: Path) -> Iterator[tuple[str, Row]]:
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise SpecError(f"{path}, line {number}: not JSON: {error}") from error
-            if not isinstance(row, dict):
-                raise SpecError(f"{path}, line {number}: not a JSON object")
-            yield f"line {number}", cast("Row", row)
+def _csv(path: Path, file: TextIO) -> Iterator[tuple[str, Row]]:  # noqa: ARG001  (like `_jsonl`)
+    for number, row in enumerate(csv.DictReader(file), start=2):
+        yield f"line {number}", row
+
+
+def _jsonl(path: Path, file: TextIO) -> Iterator[tuple[str, Row]]:
+    for number, line in enumerate(file, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise SpecError(f"{path}, line {number}: not JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise SpecError(f"{path}, line {number}: not a JSON object")
+        yield f"line {number}", cast("Row", row)
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, Row]]:
