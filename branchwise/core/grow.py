@@ -21,7 +21,7 @@ from branchwise.core.errors import (
     WorldError,
 )
 from branchwise.core.node import Node
-from branchwise.core.types import FREE, Environment, Policy, State, Step, Verdict, Verifier
+from branchwise.core.types import FREE, Environment, Policy, State, Step, Usage, Verdict, Verifier
 
 _TURN = 32
 """Every so many orders the event loop gets a turn, also where no policy waits."""
@@ -184,10 +184,9 @@ class Grow:
         names = tuple(self.verifiers)
         columns = [await self._verdicts(name, nodes) for name in names]
         for node, verdicts in zip(nodes, zip(*columns, strict=True), strict=True):
-            for verdict in verdicts:
-                if isinstance(verdict, VerifierError):
-                    node.failed(str(verdict), verdict.spent or FREE)
-                    break
+            faults = [verdict for verdict in verdicts if isinstance(verdict, VerifierError)]
+            if faults:
+                node.failed(str(faults[0]), _paid(verdicts))
             else:
                 node.judged(names, cast("tuple[Verdict, ...]", verdicts))
                 if self.rank is None:
@@ -235,6 +234,12 @@ class _Order(NamedTuple):
     parent: Node
     indices: range
     by: str
+
+
+def _paid(verdicts: Iterable[Verdict | VerifierError]) -> Usage:
+    """What verdicts that go unused have cost: one that fails makes the others worthless."""
+    costs = [v.spent or FREE if isinstance(v, VerifierError) else v.usage for v in verdicts]
+    return sum(costs, FREE)
 
 
 def _arrived(state: State, *, cut: bool) -> State | WorldError:

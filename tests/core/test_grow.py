@@ -194,6 +194,23 @@ async def test_what_a_failure_has_cost_is_counted_once_and_saved():
     assert from_json(to_json(start)).usage == start.usage == paid + paid
 
 
+async def test_a_failed_verdict_does_not_make_the_others_free():
+    paid = Usage(calls=1, completion=5)
+
+    class Paid(Judge):
+        async def score(self, nodes):
+            return [Verdict(1.0, usage=paid) for _ in nodes]
+
+    class Broken(Judge):
+        async def score(self, nodes):
+            return [VerifierError("no number in it", spent=paid) for _ in nodes]
+
+    judges = {"first": Paid(), "second": Broken(), "third": Paid()}
+    (child,) = await Grow({"policy": Enumerate()}, Word(3), judges)([root()])
+    assert child.failure == "verifier 'second': no number in it"
+    assert child.cost == paid + paid + paid
+
+
 async def test_verdicts_and_errors_may_come_mixed():
     class Mixed(Judge):
         async def score(self, nodes):

@@ -11,12 +11,15 @@ from branchwise import (
     State,
     Step,
     Task,
+    Tool,
     Usage,
     Verdict,
     from_json,
     to_json,
     to_networkx,
 )
+
+ADD = Tool("add", "Adds.", {"type": "object", "properties": {"x": {"type": "integer"}}})
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-1000, 1000) | st.text(max_size=5),
@@ -37,7 +40,12 @@ def trees(draw):
             logprob=-0.5,
             usage=Usage(calls=1, completion=2),
         )
-        state = State(draw(json_values), answer=draw(st.none() | st.text(max_size=3)))
+        state = State(
+            draw(json_values),
+            answer=draw(st.none() | st.text(max_size=3)),
+            results=draw(st.sampled_from([(), ("7", "no such tool")])),
+            tools=draw(st.sampled_from([(), (ADD,), (ADD, Tool("stop", "", {}))])),
+        )
         child = Node(root.task, state, parent, parent.promised, step)
         parent.promised += draw(st.integers(1, 3))
         if draw(st.booleans()):

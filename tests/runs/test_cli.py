@@ -194,7 +194,7 @@ BAD = {
     "suffix": (
         '"sums.jsonl"',
         '"spec.toml"',
-        "data.path: spec.toml ends in '.toml', not .jsonl, .csv or .parquet",
+        "data.path: spec.toml ends in '.toml', not .jsonl, .csv (also .gz) or .parquet",
     ),
     "prompt": (
         'path = "sums.jsonl"',
