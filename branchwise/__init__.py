@@ -2,8 +2,13 @@
 
 from branchwise.agents.chat import Chat, Shot
 from branchwise.agents.chooser import Chooser
+from branchwise.agents.code_act import CodeAct
+from branchwise.agents.history import Summarised, Truncated
 from branchwise.agents.next_token import NextToken
+from branchwise.agents.react import ReAct
 from branchwise.agents.reviser import Reviser
+from branchwise.agents.router import Router
+from branchwise.agents.tool_user import ToolUser
 from branchwise.agents.tournament import Tournament
 from branchwise.allocate import solve_all
 from branchwise.backends.hf import HF
@@ -19,6 +24,7 @@ from branchwise.core.errors import (
     BranchError,
     BranchwiseError,
     Exhausted,
+    SandboxError,
     SearchFailed,
     SpecError,
     VerifierError,
@@ -46,8 +52,27 @@ from branchwise.core.types import (
     Verdict,
     Verifier,
 )
+from branchwise.environments.algebra import Algebra
+from branchwise.environments.blocksworld import Blocksworld
+from branchwise.environments.calculator import calculator
+from branchwise.environments.command_line import CommandLine
+from branchwise.environments.countdown import Countdown
+from branchwise.environments.game24 import Game24
+from branchwise.environments.grid import Grid
 from branchwise.environments.math import Math
+from branchwise.environments.moves import Moves
+from branchwise.environments.program_aided import ProgramAided
+from branchwise.environments.python_repl import PythonREPL
+from branchwise.environments.python_tests import PythonTests
+from branchwise.environments.sessions import Session, Sessions
+from branchwise.environments.tools import Tools
+from branchwise.environments.workspace import Workspace
 from branchwise.environments.writing import Writing
+from branchwise.sandbox.bubblewrap import Bubblewrap
+from branchwise.sandbox.container import Container
+from branchwise.sandbox.monty import Monty
+from branchwise.sandbox.ran import Limits, Ran, Sandbox
+from branchwise.sandbox.unconfined import Unconfined
 from branchwise.search import (
     ABMCTS,
     MBR,
@@ -98,14 +123,17 @@ from branchwise.solve import Answer, Searched, solve
 from branchwise.verifiers.aggregate import Aggregate, rescore
 from branchwise.verifiers.agreement import Agreement
 from branchwise.verifiers.arithmetic import Arithmetic
+from branchwise.verifiers.behaviour import Behaviour
 from branchwise.verifiers.blend import Blend
 from branchwise.verifiers.channel import NoisyChannel
+from branchwise.verifiers.command import Command
 from branchwise.verifiers.exact import Exact
 from branchwise.verifiers.function import Function
 from branchwise.verifiers.geometric import Geometric
 from branchwise.verifiers.likelihood import Likelihood
 from branchwise.verifiers.math_equal import MathEqual
 from branchwise.verifiers.pairwise import Comparison, Pairwise
+from branchwise.verifiers.unit_tests import UnitTests
 
 __all__ = [
     "ABMCTS",
@@ -117,27 +145,36 @@ __all__ = [
     "AdaptiveConsistency",
     "Aggregate",
     "Agreement",
+    "Algebra",
     "Answer",
     "Arithmetic",
     "Backend",
     "BackendError",
     "Beam",
     "BeamDecoding",
+    "Behaviour",
     "Best",
     "BestFirst",
     "BestOfN",
     "BetaPrior",
     "Blend",
+    "Blocksworld",
     "BranchError",
     "BranchwiseError",
+    "Bubblewrap",
     "Budget",
     "Candidate",
     "Chat",
     "Chooser",
     "Cluster",
+    "CodeAct",
+    "Command",
+    "CommandLine",
     "Comparison",
     "Config",
+    "Container",
     "Controller",
+    "Countdown",
     "Curtailment",
     "DiverseBeam",
     "DualAgreement",
@@ -149,17 +186,22 @@ __all__ = [
     "Exhausted",
     "Expand",
     "Function",
+    "Game24",
     "GaussianPrior",
     "Geometric",
+    "Grid",
     "GumbelMCTS",
     "IterativeDeepening",
     "Journal",
     "Likelihood",
     "LimitedDiscrepancy",
+    "Limits",
     "Lookahead",
     "Math",
     "MathEqual",
     "Message",
+    "Monty",
+    "Moves",
     "NextToken",
     "Node",
     "NoisyChannel",
@@ -171,6 +213,11 @@ __all__ = [
     "Pick",
     "Policy",
     "Preference",
+    "ProgramAided",
+    "PythonREPL",
+    "PythonTests",
+    "Ran",
+    "ReAct",
     "Reading",
     "Rebase",
     "Refine",
@@ -179,34 +226,47 @@ __all__ = [
     "Request",
     "Reviser",
     "Rollout",
+    "Router",
     "Sampling",
+    "Sandbox",
+    "SandboxError",
     "Scoring",
     "Scripted",
     "Search",
     "SearchFailed",
     "Searched",
+    "Session",
+    "Sessions",
     "Shot",
     "SpecError",
     "SpeculativeRejection",
     "State",
     "Step",
     "StochasticBeam",
+    "Summarised",
     "Task",
     "Tool",
     "ToolCall",
+    "ToolUser",
+    "Tools",
     "Tournament",
     "Transform",
     "TreeOfThoughtsBFS",
     "TreeOfThoughtsDFS",
     "TreeRefine",
+    "Truncated",
+    "Unconfined",
+    "UnitTests",
     "Until",
     "Usage",
     "Verdict",
     "Verifier",
     "VerifierError",
     "Vote",
+    "Workspace",
     "WorldError",
     "Writing",
+    "calculator",
     "from_json",
     "rescore",
     "run_sync",

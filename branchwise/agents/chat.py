@@ -1,14 +1,29 @@
 """A chat model as a policy: how a node becomes messages, and the reply the next step."""
 
-from collections.abc import Sequence
-from typing import Literal
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Literal, cast
 
-from pydantic import Field, SkipValidation
+from pydantic import Field, SkipValidation, ValidationInfo, field_validator
 
+from branchwise.agents.history import Conversation, Summarised, Truncated, Turn
+from branchwise.agents.retold import retold
 from branchwise.core.config import Config, Sampling
+from branchwise.core.errors import BackendError
 from branchwise.core.node import Node
 from branchwise.core.template import filled
-from branchwise.core.types import Backend, Message, Request, State, Step, Task, Usage
+from branchwise.core.types import (
+    FREE,
+    Backend,
+    Message,
+    Request,
+    State,
+    Step,
+    Task,
+    Tool,
+    ToolCall,
+    Usage,
+)
 
 
 class Shot(Config):
@@ -52,12 +67,17 @@ class Asking(Config):
 
     def opening(self, node: Node) -> list[Message]:
         """The system's message, the worked examples and the question."""
-        messages = [Message("system", self.system)] if self.system else []
+        system = self.preface(node)
+        messages = [Message("system", system)] if system else []
         for shot in self.shots:
             messages.append(Message("user", self._filled(Task(shot.prompt))))
             messages.append(Message("assistant", shot.reply))
         question = [self._filled(node.task), node.lineage[0].state.observation]
         return [*messages, Message("user", "\n\n".join(part for part in question if part))]
+
+    def preface(self, node: Node) -> str:  # noqa: ARG002  (tools differ from node to node)
+        """The system's message; none where it is empty."""
+        return self.system
 
     def asks(
         self,
@@ -102,6 +122,7 @@ class Chat(Asking):
         logprobs: whether to ask for the log-probabilities of the tokens.
         prefill: how each reply of the model begins: it goes on from these words, which are no part
             of its step.
+        history: what is left out of long conversations; None asks with all of it.
 
     Example:
         >>> from branchwise import Node, Scripted, State, Task
@@ -111,40 +132,96 @@ class Chat(Asking):
     """
 
     kind: Literal["chat"] = "chat"
+    history: Annotated[Truncated | Summarised, Field(discriminator="kind")] | None = None
 
-    def request(self, node: Node, seeds: Sequence[int]) -> Request:
-        """What the model is asked at a node: a pure function of the node and the seeds."""
-        messages = self.opening(node)
+    @field_validator("history", mode="before")
+    @classmethod
+    def _read_by_the_same(cls, history: object, fields: ValidationInfo) -> object:
+        """Where no other model is named, the policy's own writes the summaries."""
+        if not isinstance(history, Mapping):
+            return history
+        table = cast("Mapping[str, object]", history)
+        own = {"backend": fields.data.get("backend")} if table.get("kind") == "summarised" else {}
+        return {**own, **table}
+
+    def conversation(self, node: Node) -> Conversation:
+        """All that was said on the way to a node."""
+        turns: list[Turn] = []
         said: list[Step] = []
         for place in node.lineage[1:]:
             if place.step is not None:
                 said.append(place.step)
             if place.state.observation or place.state.results:
-                messages += turn(said, place.state, self.prefill)
+                turns.append(Turn(place, tuple(self.turn(said, place.state))))
                 said = []
-        return self.asks(messages, said, seeds)
+        begun = [Step(self.prefill)] if self.prefill else []
+        return Conversation(
+            tuple(self.opening(node)), tuple(turns), (*begun, *said), self.offers(node)
+        )
+
+    def request(self, node: Node, seeds: Sequence[int], summary: str = "") -> Request:
+        """What the model is asked at a node: a pure function of the node and the seeds.
+
+        Raises:
+            BackendError: the conversation does not fit into its `history`.
+        """
+        talk = self.conversation(node)
+        messages = talk.messages if self.history is None else self.history.fitted(talk, summary)
+        request = self.asks(messages, talk.said, seeds, prefill=False)  # it is in `said` already
+        return dataclasses.replace(request, tools=talk.tools) if talk.tools else request
 
     async def propose(self, node: Node, seeds: Sequence[int]) -> Sequence[Step]:
         """One step for each seed.
 
         Raises:
-            BackendError: the model's call failed.
+            BackendError: the model's call failed, or the conversation does not fit into `history`.
         """
-        return await self.backend.complete(self.request(node, seeds))
+        summary, paid = "", FREE
+        if isinstance(self.history, Summarised):
+            written = await self.history.summarise(self.conversation(node))
+            if written is not None:
+                summary, paid = written.text, written.usage
+        try:
+            steps = await self.backend.complete(self.request(node, seeds, summary))
+        except BackendError as error:
+            arrived = [step and self.read(step, node) for step in error.arrived]
+            raise retold(error, arrived, _sum(error.spent, paid)) from error
+        read = [self.read(step, node) for step in steps]
+        if read and paid is not FREE:
+            read[0] = dataclasses.replace(read[0], usage=read[0].usage + paid)
+        return read
 
     def bound(self, n: int) -> Usage:
         """The most that `n` samples at one node may cost, without the prompt."""
-        return Usage(calls=1, completion=n * self.max_tokens)
+        own = Usage(calls=1, completion=n * self.max_tokens)
+        if isinstance(self.history, Summarised):
+            return own + Usage(calls=1, completion=self.history.summary)
+        return own
+
+    def offers(self, node: Node) -> tuple[Tool, ...]:  # noqa: ARG002  (a chat calls no tools)
+        """The tools that the model's server is told of."""
+        return ()
+
+    def read(self, step: Step, node: Node) -> Step:  # noqa: ARG002  (a chat's text is its step)
+        """The step that a reply to the request at a node means."""
+        return step
+
+    def turn(self, said: Sequence[Step], state: State) -> list[Message]:
+        """The model's finished turn and what the world answered to it, to each of its calls."""
+        calls = tuple(call for step in said for call in step.tool_calls)
+        text = "".join(step.text for step in said)
+        messages = [Message("assistant", self.prefill + text, calls)] if text or calls else []
+        for call, result in zip(calls, results_of(calls, state), strict=False):
+            messages.append(Message("tool", result, tool_call_id=call.id))
+        if state.observation and (state.results or not calls):
+            messages.append(Message("user", state.observation))
+        return messages
 
 
-def turn(said: Sequence[Step], state: State, prefill: str = "") -> list[Message]:
-    """The model's finished turn and what the world answered to it, to each of its tool calls."""
-    calls = tuple(call for step in said for call in step.tool_calls)
-    text = "".join(step.text for step in said)
-    messages = [Message("assistant", prefill + text, calls)] if text or calls else []
-    results = state.results or (state.observation,) * len(calls)
-    for call, result in zip(calls, results, strict=False):
-        messages.append(Message("tool", result, tool_call_id=call.id))
-    if state.observation and (state.results or not calls):
-        messages.append(Message("user", state.observation))
-    return messages
+def results_of(calls: Sequence[ToolCall], state: State) -> Sequence[str]:
+    """What each call came to; a world that does not know of calls answers all in one."""
+    return state.results or (state.observation,) * len(calls)
+
+
+def _sum(spent: Usage | None, paid: Usage) -> Usage | None:
+    return spent if paid is FREE else (spent or FREE) + paid

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from branchwise.agents.chat import Asking
+from branchwise.agents.retold import retold
 from branchwise.core.aio import gather
 from branchwise.core.errors import BackendError
 from branchwise.core.node import Node
@@ -92,7 +93,7 @@ class Reviser(Asking):
             try:
                 (step,) = await self.backend.complete(self.request(node, [seed], said.text))
             except BackendError as error:
-                return _failed(error, [], said.usage + (error.spent or FREE))
+                return retold(error, [], said.usage + (error.spent or FREE))
             return dataclasses.replace(step, usage=step.usage + said.usage)
 
         revised = await gather(revise, list(zip(seeds, critiques, strict=True)))
@@ -102,7 +103,7 @@ class Reviser(Asking):
             # A critique that arrived is no draft: only what has been revised is handed on.
             worst = next((failure for failure in failures if failure.fatal), failures[0])
             spent = sum((failure.spent for failure in failures if failure.spent), FREE)
-            raise _failed(worst, steps, spent)
+            raise retold(worst, steps, spent)
         return [step for step in steps if step is not None]
 
     def bound(self, n: int) -> Usage:
@@ -124,18 +125,6 @@ class Reviser(Asking):
     def _reply(self, draft: Node, feedback: str) -> Message:
         values = {**draft.task.meta, "prompt": draft.task.prompt, "feedback": feedback}
         return Message("user", filled(self.revision, values).strip())
-
-
-def _failed(error: BackendError, arrived: Sequence[Step | None], spent: Usage) -> BackendError:
-    """The same failure, with what has arrived and what it has cost all in all."""
-    return BackendError(
-        error.message,
-        hint=error.hint,
-        fatal=error.fatal,
-        status=error.status,
-        arrived=arrived,
-        spent=spent,
-    )
 
 
 def _feedback(draft: Node) -> str:

@@ -16,9 +16,11 @@ from branchwise.core.config import Config
 from branchwise.core.errors import SpecError, suggestion
 from branchwise.core.template import filled
 from branchwise.core.types import Json, Task
+from branchwise.environments.adapters import reasoning_gym
 
 Row = Mapping[str, object]
 
+_MADE = re.compile(r"reasoning-gym:(?P<family>\w+)")
 _HUB = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)/(?P<file>[^#]+)")
 
 
@@ -27,7 +29,8 @@ class Data(Config):
 
     Args:
         path: a `.jsonl`, `.csv` or `.parquet` file, or `hf:OWNER/NAME/FILE`, a file of one of these
-            kinds in a data set on the hub; `.jsonl` and `.csv` also with `.gz`.
+            kinds in a data set on the hub; `.jsonl` and `.csv` also with `.gz`. Or
+            `reasoning-gym:FAMILY`, whose problems are made: as many as `limit` says.
         prompt: the field that holds the question, or a text with fields in braces. `tests.0` is
             the first entry of a list; a list of texts is its lines.
         target: the field that holds the right answer, or a text with fields in braces; None where
@@ -39,6 +42,8 @@ class Data(Config):
             others reach them, for a worked solution beside the question would give the answer away.
         first: the row to begin with, counted from 0.
         limit: how many problems at most; None takes all.
+        seed: of problems that are made.
+        options: of the family of problems that are made, by name.
 
     Example:
         >>> Data(path="problems.jsonl", limit=60).target
@@ -53,10 +58,12 @@ class Data(Config):
     meta: tuple[str, ...] | dict[str, str] = ()
     first: int = Field(default=0, ge=0)
     limit: int | None = Field(default=None, ge=1)
+    seed: int = 0
+    options: dict[str, Json] = Field(default_factory=dict)
 
     def within(self, folder: Path) -> Data:
         """The same, with a path that is relative made one of this folder."""
-        if _HUB.fullmatch(self.path) or Path(self.path).is_absolute():
+        if _HUB.fullmatch(self.path) or _MADE.fullmatch(self.path) or Path(self.path).is_absolute():
             return self
         return self.model_copy(update={"path": str(folder / self.path)})
 
@@ -67,6 +74,13 @@ class Data(Config):
             SpecError: the file cannot be read, or a line or a field is wrong; the message says
                 which.
         """
+        if made := _MADE.fullmatch(self.path):
+            if self.limit is None:
+                raise SpecError("data.limit: say how many problems shall be made")
+            size = self.first + self.limit
+            return reasoning_gym.tasks(made["family"], size, self.seed, **self.options)[
+                self.first :
+            ]
         path = self._local()
         end = None if self.limit is None else self.first + self.limit
         tasks: list[Task] = []

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, TypeVar, cast, runtime_checkable
+from typing import Protocol, TypeGuard, TypeVar, cast, runtime_checkable
 
 import anyio
 from anyio import to_thread
@@ -72,14 +72,40 @@ async def _live(part: object, stack: AsyncExitStack) -> object:
     return await stack.enter_async_context(part.open()) if isinstance(part, Openable) else part
 
 
-def _with_model(part: object, model: object, backend: Backend) -> object:
-    """The part, with the run's model where it asks one; what the model writes is kept.
+class _Supplies:
+    """What the parts of a run share: its model, and a sandbox, opened where one is asked for."""
+
+    def __init__(
+        self, model: object, backend: Backend, sandbox: object, stack: AsyncExitStack
+    ) -> None:
+        self._model, self._backend, self._stack = model, backend, stack
+        self._sandbox, self._is_open = sandbox, False
+
+    async def live(self, part: object) -> object:
+        """The part at work, with what it needs in hand.
+
+        Raises:
+            SpecError: something that it needs cannot be had.
+        """
+        if _asks_for(part, "sandbox"):
+            if not self._is_open:
+                self._sandbox, self._is_open = await _live(self._sandbox, self._stack), True
+            part = part.model_copy(update={"sandbox": self._sandbox})
+        if _asks_for(part, "backend"):
+            part = _with_model(part, self._model, self._backend)
+        return await _live(part, self._stack)
+
+
+def _asks_for(part: object, supply: str) -> TypeGuard[Config]:
+    return isinstance(part, Config) and supply in type(part).model_fields
+
+
+def _with_model(part: Config, model: object, backend: Backend) -> Config:
+    """The part, with the run's model; what the model writes is kept.
 
     Raises:
         SpecError: the model does not read, and the part needs one that does.
     """
-    if not isinstance(part, Config) or "backend" not in type(part).model_fields:
-        return part
     if not isinstance(part, NoisyChannel):
         return part.model_copy(update={"backend": backend})
     if not isinstance(model, Scoring):
@@ -97,6 +123,7 @@ class Ready:
     backend: Backend
     environment: Environment
     verifiers: Sequence[tuple[object, Verifier]]
+    grader: Verifier | None = None
 
     def live(self, specs: Mapping[str, object]) -> dict[str, Verifier]:
         """The live verifiers of these specs, under the same names."""
@@ -110,22 +137,26 @@ class Ready:
 
 @asynccontextmanager
 async def opened(
-    parts: Parts, strategies: Sequence[Strategy], journal: Path | None
+    parts: Parts,
+    strategies: Sequence[Strategy],
+    journal: Path | None = None,
+    grader: object = None,
 ) -> AsyncGenerator[Ready]:
-    """Open the model, the world and the verifiers; close them with the block."""
+    """Open the model, the world, the verifiers and the grader; close them with the block."""
     async with AsyncExitStack() as stack:
         model = await _live(parts.model, stack)
         backend = cast("Backend", model)
         if journal is not None:
             backend = await to_thread.run_sync(Journal, journal, backend)
+        supplies = _Supplies(model, backend, parts.sandbox, stack)
         verifiers: list[tuple[object, Verifier]] = []
         for specs in (parts.verifier, *(strategy.verifier or {} for strategy in strategies)):
             for spec in specs.values():
                 if all(spec != known for known, _ in verifiers):
-                    live = await _live(_with_model(spec, model, backend), stack)
-                    verifiers.append((spec, cast("Verifier", live)))
-        world = cast("Environment", await _live(parts.environment, stack))
-        yield Ready(backend, world, verifiers)
+                    verifiers.append((spec, cast("Verifier", await supplies.live(spec))))
+        world = cast("Environment", await supplies.live(parts.environment))
+        judge = cast("Verifier | None", await supplies.live(grader))
+        yield Ready(backend, world, verifiers, judge)
 
 
 async def search(
@@ -150,7 +181,7 @@ async def search(
 
 async def ask(question: str, parts: Question, watch: Observer) -> Answer:
     """Search for the answer to one question."""
-    async with opened(parts, [parts.strategy], None) as ready:
+    async with opened(parts, [parts.strategy]) as ready:
         return await search(Task(question), parts, parts.strategy, ready, watch, oracle=False)
 
 
@@ -191,21 +222,17 @@ class Run:
         names = [strategy.name for strategy in spec.strategies]
         self.watch.began(names, len(tasks), list(self.store.results.values()))
         if jobs:
-            async with AsyncExitStack() as stack:
-                grader = cast("Verifier", await _live(spec.grader, stack))
-                opening = opened(spec, spec.strategies, self.store.journal)
-                ready = await stack.enter_async_context(opening)
-                await self._work(jobs, ready, grader)
+            journal = self.store.journal
+            async with opened(spec, spec.strategies, journal, spec.grader) as ready:
+                await self._work(jobs, ready)
         wanted = {str(task.meta["id"]) for task in tasks}
         return table(names, [r for r in self.store.results.values() if r.problem in wanted])
 
-    async def _work(
-        self, jobs: list[tuple[Task, Strategy]], ready: Ready, grader: Verifier
-    ) -> None:
+    async def _work(self, jobs: list[tuple[Task, Strategy]], ready: Ready) -> None:
         left = iter(jobs)
         outage: list[SearchFailed] = []
         workers = range(min(self.spec.concurrency, len(jobs)))
-        await gather(lambda _: self._worker(left, ready, grader, outage), workers)
+        await gather(lambda _: self._worker(left, ready, outage), workers)
         if self._is_outage(outage):
             raise SearchFailed(f"the run stopped: {outage[-1].message}", hint=outage[-1].hint)
 
@@ -213,7 +240,6 @@ class Run:
         self,
         left: Iterator[tuple[Task, Strategy]],
         ready: Ready,
-        grader: Verifier,
         outage: list[SearchFailed],
     ) -> None:
         for task, strategy in left:
@@ -231,7 +257,7 @@ class Run:
                 self.failed.append((strategy.name, problem, str(error)))
                 continue
             outage.clear()
-            grade, why = await _grade(task, answer.node, grader)
+            grade, why = await _grade(task, answer.node, ready.grader)
             result = Result(
                 strategy.name,
                 problem,
@@ -254,9 +280,9 @@ class Run:
         )
 
 
-async def _grade(task: Task, node: Node, grader: Verifier) -> tuple[Grade, str]:
+async def _grade(task: Task, node: Node, grader: Verifier | None) -> tuple[Grade, str]:
     """What the grader says of an answer; only it gets to see the target."""
-    if task.target is None:
+    if task.target is None or grader is None:
         return "ungraded", "no target"
     if node.state.answer is None:
         return "wrong", "no answer"

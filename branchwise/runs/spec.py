@@ -22,8 +22,12 @@ from pydantic_core import ErrorDetails
 
 from branchwise.agents.chat import Asking, Chat
 from branchwise.agents.chooser import Chooser
+from branchwise.agents.code_act import CodeAct
 from branchwise.agents.next_token import NextToken
+from branchwise.agents.react import ReAct
 from branchwise.agents.reviser import Reviser
+from branchwise.agents.router import Router
+from branchwise.agents.tool_user import ToolUser
 from branchwise.agents.tournament import Tournament
 from branchwise.backends.hf import HF
 from branchwise.backends.openai import OpenAI
@@ -31,27 +35,49 @@ from branchwise.core.around import Budget
 from branchwise.core.config import Config
 from branchwise.core.errors import SpecError, suggestion
 from branchwise.core.types import Backend, Json, Policy, Request, Step
+from branchwise.environments.adapters.aviary import Aviary
+from branchwise.environments.adapters.gymnasium import Gymnasium
+from branchwise.environments.adapters.mcp import MCP
+from branchwise.environments.adapters.openenv import OpenEnv
+from branchwise.environments.adapters.textworld import TextWorld
+from branchwise.environments.blocksworld import Blocksworld
+from branchwise.environments.command_line import CommandLine
+from branchwise.environments.countdown import Countdown
+from branchwise.environments.game24 import Game24
+from branchwise.environments.grid import Grid
 from branchwise.environments.math import Math
+from branchwise.environments.program_aided import ProgramAided
+from branchwise.environments.python_repl import PythonREPL
+from branchwise.environments.python_tests import PythonTests
+from branchwise.environments.tools import Tools
+from branchwise.environments.workspace import Workspace
 from branchwise.environments.writing import Text, Writing
 from branchwise.runs.dataset import Data
+from branchwise.sandbox.bubblewrap import Bubblewrap
+from branchwise.sandbox.container import Container
+from branchwise.sandbox.unconfined import Unconfined
 from branchwise.search import AnyController
 from branchwise.solve import Unique
 from branchwise.verifiers.aggregate import Aggregate
 from branchwise.verifiers.agreement import Agreement
 from branchwise.verifiers.arithmetic import Arithmetic
+from branchwise.verifiers.behaviour import Behaviour
 from branchwise.verifiers.blend import Blend
 from branchwise.verifiers.channel import NoisyChannel
+from branchwise.verifiers.command import Command
 from branchwise.verifiers.exact import Exact
 from branchwise.verifiers.geometric import Geometric
 from branchwise.verifiers.likelihood import Likelihood
 from branchwise.verifiers.math_equal import MathEqual
 from branchwise.verifiers.pairwise import Pairwise
+from branchwise.verifiers.reasoning_gym import ReasoningGym
+from branchwise.verifiers.unit_tests import UnitTests
 
 Table: TypeAlias = dict[str, Json]
 
 
 class Unopened:
-    """Stands in a policy for the model until the run opens it."""
+    """Stands in a part for the model or the sandbox until the run opens it."""
 
     name = "unopened"
 
@@ -62,6 +88,9 @@ class Unopened:
             SpecError: always.
         """
         raise SpecError(f"the model has not been opened: {request.asked[:40]!r} cannot be answered")
+
+
+UNOPENED = Unopened()
 
 
 class _Part:
@@ -97,8 +126,7 @@ class _Part:
         if isinstance(part, type) and issubclass(part, Config):
             if "backend" not in part.model_fields:
                 fields.pop("backend", None)
-            elif "backend" not in fields:
-                fields["backend"] = Unopened()
+            fields = {**_stand_ins(part), **fields}
         try:
             made = part(**fields)
         except TypeError as error:
@@ -106,6 +134,11 @@ class _Part:
         if not any(hasattr(made, verb) for verb in self.verbs):
             raise ValueError(f"{kind!r} does not fit here: it has no `{'` or `'.join(self.verbs)}`")
         return made
+
+
+def _stand_ins(part: type[Config]) -> dict[str, object]:
+    """What a part needs that only the run can open."""
+    return {name: UNOPENED for name in ("backend", "sandbox") if name in part.model_fields}
 
 
 class _Ranking(Tournament):
@@ -135,27 +168,113 @@ AnyModel = Annotated[
     Annotated[HF | OpenAI, Field(discriminator="kind")],
     WrapValidator(_Part("complete", opens=True)),
 ]
-POLICIES = (Chat, Reviser, NextToken, Chooser, _Ranking)
+_Policy = Chat | ToolUser | ReAct | CodeAct | Reviser | NextToken | Chooser | _Ranking
+
+
+class _Routing(Router):
+    """A router whose policies all ask the run's model.
+
+    Args:
+        policies: by name.
+    """
+
+    policies: dict[  # pyright: ignore[reportIncompatibleVariableOverride]  (frozen)
+        str,
+        Annotated[Annotated[_Policy, Field(discriminator="kind")], WrapValidator(_Part("propose"))],
+    ] = Field(exclude=True, repr=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _opened(cls, table: object) -> object:
+        """The model is that of each policy."""
+        if not isinstance(table, Mapping):
+            return table
+        rest = dict(cast("Mapping[str, object]", table))
+        backend, policies = rest.pop("backend", None), rest.get("policies")
+        if isinstance(policies, Mapping):
+            rest["policies"] = {
+                name: {"kind": "chat", **one, "backend": backend}
+                if isinstance(one, Mapping)
+                else one
+                for name, one in cast("Mapping[str, object]", policies).items()
+            }
+        return rest
+
+
+POLICIES = (*get_args(_Policy), _Routing)
 AnyPolicy = Annotated[
-    Annotated[
-        Chat | Reviser | NextToken | Chooser | _Ranking,
-        Field(discriminator="kind"),
-    ],
+    Annotated[_Policy | _Routing, Field(discriminator="kind")],
     WrapValidator(_Part("propose")),
 ]
+_World = (
+    Writing
+    | Math
+    | PythonTests
+    | PythonREPL
+    | ProgramAided
+    | Workspace
+    | CommandLine
+    | Tools
+    | Game24
+    | Countdown
+    | Blocksworld
+    | Grid
+    | Gymnasium
+    | Aviary
+    | TextWorld
+    | OpenEnv
+    | MCP
+)
+_Verifier = (
+    Likelihood
+    | Arithmetic
+    | MathEqual
+    | Exact
+    | Agreement
+    | NoisyChannel
+    | UnitTests
+    | Behaviour
+    | Command
+)
+
+
+def _stood_in(value: object) -> object:
+    """A world or a verifier, with something in the place of what the run will open for it."""
+    if not isinstance(value, Mapping):
+        return value
+    table = cast("Mapping[str, object]", value)
+    for part in (*get_args(_World), *get_args(_Verifier)):
+        if table.get("kind") == _kind_of(part):
+            return {**_stand_ins(part), **table}
+    return table
+
+
 AnyWorld = Annotated[
-    Annotated[Writing | Math, Field(discriminator="kind")], WrapValidator(_Part("step", opens=True))
+    Annotated[_World, Field(discriminator="kind")],
+    BeforeValidator(_stood_in),
+    WrapValidator(_Part("step", opens=True)),
 ]
 AnyVerifier = Annotated[
-    Annotated[
-        Likelihood | Arithmetic | MathEqual | Exact | Agreement | NoisyChannel,
-        Field(discriminator="kind"),
-    ],
+    Annotated[_Verifier, Field(discriminator="kind")],
+    BeforeValidator(_stood_in),
     WrapValidator(_Part("score", opens=True)),
 ]
 AnyGrader = Annotated[
-    Annotated[MathEqual | Exact, Field(discriminator="kind")],
+    Annotated[MathEqual | Exact | UnitTests | Command | ReasoningGym, Field(discriminator="kind")],
+    BeforeValidator(_stood_in),
     WrapValidator(_Part("score", opens=True)),
+]
+
+
+def _sandbox(value: object) -> object:
+    """A sandbox by its kind alone, as in `sandbox = "bubblewrap"`."""
+    return {"kind": value} if isinstance(value, str) else value
+
+
+AnySandbox = Annotated[
+    Annotated[Bubblewrap | Container | Unconfined, Field(discriminator="kind")],
+    BeforeValidator(_sandbox),
+    WrapValidator(_Part("run", opens=True)),
 ]
 
 
@@ -177,8 +296,7 @@ def _named(value: object) -> object:
                 f"two verifiers would be called {name!r}: name them, as in "
                 "verifier = { first = { kind = ... }, second = { kind = ... } }"
             )
-        reads = entry["kind"] == _kind_of(NoisyChannel)  # with the run's model
-        named[name] = {**entry, "backend": Unopened()} if reads else entry
+        named[name] = entry
     return named
 
 
@@ -229,6 +347,7 @@ class Parts(Config):
             those without a name are called by their kind; the first one's word is the
             score; without one, the world's rewards are.
         budget: the most that one problem may spend with one strategy.
+        sandbox: where programs run that the model has written, opened where a part asks for one.
         seed: of everything.
     """
 
@@ -237,6 +356,7 @@ class Parts(Config):
     environment: AnyWorld = Math()
     verifier: Verifiers = Field(default_factory=dict)
     budget: Budget = Budget()
+    sandbox: AnySandbox = Bubblewrap()
     seed: int = 0
 
     def policies_of(self, strategy: Strategy, backend: Backend) -> dict[str, Policy]:
@@ -379,7 +499,7 @@ def _check(parts: Parts, strategy: Strategy, where: str, source: str) -> None:
         builds.append((f"{where}policies.{name}", one))
     for path, build in builds:  # each on its own, so that a fault names its place
         try:
-            policies = parts.policies_of(build, Unopened())
+            policies = parts.policies_of(build, UNOPENED)
         except ValidationError as error:
             raise SpecError(f"{source}{explain(error, *POLICIES, below=path)}") from error
         if isinstance([*policies.values()][-1], NextToken) and _cuts(parts.environment):

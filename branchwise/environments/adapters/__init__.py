@@ -1,0 +1,1 @@
+"""Worlds that others have built, each as sessions of its own library."""
