@@ -61,6 +61,13 @@ bench: .venv/for-bench
 	$(PIP) --editable ".[all]" --group test --group lint
 	touch $@
 
+# Other people's worlds, for the tests of their adapters. Some name versions that they do not need,
+# and bring user interfaces that no test opens: those come without what they name.
+.venv/for-adapters: .venv/for-test
+	$(PIP) fastapi pydantic-settings python-dotenv anthropic prime-sandboxes "prime-pydantic-config[toml]" aiohttp tomli-w tenacity httpx
+	$(PIP) --no-deps openenv fastmcp-slim authlib joserfc exceptiongroup py-key-value-aio beartype cachetools verifiers renderers
+	touch $@
+
 # Pin what is installed now. A build's local label (torch's +cpu) is not part of the pin.
 constraints: .venv/for-test
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > constraints.txt
