@@ -69,7 +69,7 @@ bench: .venv/for-bench
 	touch $@
 
 # Pin what is installed now. A build's local label (torch's +cpu) is not part of the pin.
-constraints: .venv/for-test
+constraints: .venv/for-adapters
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > constraints.txt
 
 clean:
