@@ -133,6 +133,7 @@ from branchwise.verifiers.geometric import Geometric
 from branchwise.verifiers.likelihood import Likelihood
 from branchwise.verifiers.math_equal import MathEqual
 from branchwise.verifiers.pairwise import Comparison, Pairwise
+from branchwise.verifiers.reward import Reward
 from branchwise.verifiers.unit_tests import UnitTests
 
 __all__ = [
@@ -225,6 +226,7 @@ __all__ = [
     "Rejection",
     "Request",
     "Reviser",
+    "Reward",
     "Rollout",
     "Router",
     "Sampling",

@@ -20,6 +20,8 @@ from branchwise.core.types import Json
 WRONG_INPUT = 2
 FAILED = 1
 INTERRUPTED = 130
+BRIEF = 40
+"""So many characters of an answer stand where answers are listed."""
 
 app = App(name="branchwise", help="Inference-time search over language models.")
 
@@ -114,12 +116,17 @@ def solve(
             raise SpecError(f"--tree {tree}: {error.strerror}") from error
     console = Console()
     console.print(answer.text.strip(), highlight=False, markup=False, soft_wrap=True)
-    console.print(f"\nanswer: {answer.value}", style="bold", highlight=False, markup=False)
+    said = answer.value or ""
+    shown = f"answer:\n{said}" if "\n" in said else f"answer: {answer.value}"
+    console.print(f"\n{shown}", style="bold", highlight=False, markup=False, soft_wrap=True)
+    if told := answer.node.state.observation:  # such as what became of the tests of a program
+        console.print(told, highlight=False, markup=False, soft_wrap=True)
     votes: dict[str | None, int] = {}
     for leaf in answer.root.leaves():
         if leaf.finished:
             votes[leaf.state.answer] = votes.get(leaf.state.answer, 0) + 1
-    said = ", ".join(f"{value} ({n})" for value, n in sorted(votes.items(), key=lambda v: -v[1]))
+    ranked = sorted(votes.items(), key=lambda vote: -vote[1])
+    said = ", ".join(f"{_brief(value)} ({n})" for value, n in ranked)
     console.print(
         f"finished branches: {said or 'none'}; {answer.usage.completion:,} tokens in "
         f"{answer.usage.calls} calls, {answer.seconds:.1f} s, {answer.stopped}",
@@ -185,6 +192,14 @@ def _defaults(model: str, search: str) -> dict[str, Json]:
         "policy": policy,
         "strategy": strategy,
     }
+
+
+def _brief(answer: str | None) -> str:
+    """An answer in a line: of a program or a long text the beginning."""
+    if answer is None:
+        return "no answer"
+    line, _, rest = answer.strip().partition("\n")
+    return line if len(line) <= BRIEF and not rest else f"{line[:BRIEF].rstrip()} ..."
 
 
 def _say(line: str) -> None:

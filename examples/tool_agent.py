@@ -4,10 +4,15 @@ A traveller asks an agent to reach a city with the coins in the purse. The agent
 `ride`, and is told after each ride where trains go from here. Trains go one way: the city that lies
 nearest to the goal is often one from which there is no way on, or none that can be paid.
 
-The agent (policy and world) is the same in every row; only the controller differs:
+The agent (policy and world) is the same in every row of the table; only the controller differs.
+Without search it takes one way (`rollout`, and `rollout, greedy` at temperature 0). `best of n`
+takes several ways from the start. The other three leave a way that does not look good for another:
 
     python examples/tool_agent.py                                         # a scripted model
     python examples/tool_agent.py --model qwen2.5-coder-0.5b-instruct --tasks 20
+
+A real model is asked for less: the first four rows, and 40 nodes for each task. What that may cost
+is printed first.
 
 The reward is 1 where the traveller arrives, and comes at the end only. What guides the search is a
 verifier that knows neither the trains nor the answer: the distance that is left, and whether the
@@ -23,6 +28,7 @@ import math
 import random
 import re
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, cast
 
 from branchwise import (
@@ -47,6 +53,7 @@ from branchwise import (
 from branchwise.agents.react import ReAct
 from branchwise.agents.tool_user import ToolUser
 from branchwise.core.tools import validated
+from branchwise.runs.report import wilson
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -71,10 +78,11 @@ CITIES = [
 SHORTEST, LONGEST = 4, 7  # rides that a task takes at least, and can be done in
 RIDES = 12  # after so many the traveller is cut off
 SIDE = 20  # of the square in which the cities lie
-FANOUT = 12  # samples of a node: of few trains, and models say the same again and again
+MAX_TOKENS = 48  # of a reply; a call of the tool is about 25
 GREED = 0.25  # how often the scripted model does not look beyond the next ride
 SYSTEM = "You are a travel agent. You ride trains until the traveller has arrived."
-STRATEGIES = ("rollout, greedy", "rollout", "best of n", "best-first", "mcts", "beam")
+ONE_WAY = ("rollout, greedy", "rollout")
+STRATEGIES = (*ONE_WAY, "best of n", "best-first", "mcts", "beam")
 
 
 def controller(strategy: str, fanout: int) -> Controller:
@@ -90,6 +98,26 @@ def controller(strategy: str, fanout: int) -> Controller:
             return Beam(width=4, fanout=fanout)
         case _:
             return Rollout()
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much a search may do.
+
+    Args:
+        fanout: samples of a node: of few trains, and models say the same again and again.
+        nodes: the most nodes of one task.
+    """
+
+    fanout: int = 12
+    nodes: int = 400
+
+    def most(self, strategy: str) -> int:
+        """The most replies for one task."""
+        return RIDES if strategy in ONE_WAY else self.nodes
+
+
+MODEST = Effort(fanout=4, nodes=40)
 
 
 class Trains:
@@ -272,11 +300,11 @@ def agent(model: Backend, protocol: str, temperature: float) -> Chat:
         "backend": model,
         "system": SYSTEM,
         "sampling": Sampling(temperature=temperature),
-        "max_tokens": 80,
+        "max_tokens": MAX_TOKENS,
     }
     if protocol == "react":
         return ReAct(**asked)
-    return ToolUser(**asked, protocol=protocol)
+    return ToolUser(**asked, protocol=protocol, stop=("</tool_call>", "<tool_response>"))
 
 
 async def travel(
@@ -285,51 +313,52 @@ async def travel(
     strategy: str,
     *,
     protocol: str = "text",
-    fanout: int = FANOUT,
+    effort: Effort = Effort(),
     seed: int = 0,
 ) -> Answer:
     """One task with one strategy."""
     return await solve(
         task,
         policy=agent(model, protocol, 0.0 if strategy == "rollout, greedy" else 0.8),
-        controller=controller(strategy, fanout),
+        controller=controller(strategy, effort.fanout),
         environment=Trains(),
         verifier=Function(promising),
-        budget=Budget(nodes=400),
+        budget=Budget(nodes=effort.nodes),
         horizon=RIDES,
         unique="states" if strategy in {"best-first", "mcts", "beam"} else None,
         seed=seed,
     )
 
 
-def wilson(right: int, n: int) -> tuple[float, float]:
-    """The 95% interval of a share (Wilson 1927)."""
-    z = 1.959964
-    middle = (right + z * z / 2) / (n + z * z)
-    half = z / (n + z * z) * math.sqrt(right * (n - right) / n + z * z / 4)
-    return max(0.0, middle - half), min(1.0, middle + half)
-
-
 async def report(options: argparse.Namespace) -> list[tuple[str, int]]:
     """The table: how many travellers arrive, and what it costs."""
+    default = MODEST if options.model else Effort()
+    effort = Effort(options.fanout or default.fanout, options.nodes or default.nodes)
+    strategies = options.strategies or (STRATEGIES[:4] if options.model else STRATEGIES)
+    tasks = [journey(i) for i in range(options.tasks)]
+    most = len(tasks) * sum(map(effort.most, strategies))
     arrived = []
     async with AsyncExitStack() as stack:
         model: Backend = Scripted(scripted)
         if options.model:
             model = await stack.enter_async_context(HF(model=options.model).open())
+        print(
+            f"At most {most} replies of at most {MAX_TOKENS} tokens, mostly about half of that.\n"
+        )
         print(f"{'':16} arrived   95% interval   nodes/task  tokens/task")
-        for strategy in options.strategies:
-            answers = [
-                await travel(
+        for strategy in strategies:
+            ways = [
+                travel(
                     model,
-                    journey(i),
+                    task,
                     strategy,
                     protocol=options.protocol,
-                    fanout=options.fanout,
+                    effort=effort,
                     seed=options.seed,
                 )
-                for i in range(options.tasks)
+                for task in tasks
             ]
+            answers = await asyncio.gather(*ways)  # side by side, so that the engine can batch
             right = sum(answer.node.finished for answer in answers)
             low, high = wilson(right, len(answers))
             nodes = sum(sum(1 for _ in answer.root.walk()) - 1 for answer in answers)
@@ -349,8 +378,9 @@ def main(arguments: Sequence[str] | None = None) -> list[tuple[str, int]]:
     parser.add_argument("--model", help="a local model; a scripted one where it is left out")
     parser.add_argument("--tasks", type=int, default=20)
     parser.add_argument("--protocol", choices=("text", "native", "react"), default="text")
-    parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=STRATEGIES)
-    parser.add_argument("--fanout", type=int, default=FANOUT, help="samples of a node")
+    parser.add_argument("--strategies", nargs="+", choices=STRATEGIES)
+    parser.add_argument("--fanout", type=int, help="samples of a node; 12, or 4 with a model")
+    parser.add_argument("--nodes", type=int, help="the most for a task; 400, or 40 with a model")
     parser.add_argument("--seed", type=int, default=0)
     return asyncio.run(report(parser.parse_args(arguments)))
 

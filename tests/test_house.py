@@ -150,6 +150,7 @@ def test_the_table_of_parts_names_every_kind():
         ("`model`", spec.AnyModel),
         ("`policy`, `policies.NAME`", spec.AnyPolicy),
         ("`environment`", spec.AnyWorld),
+        ("`sandbox`", spec.AnySandbox),
         ("`verifier`", spec.AnyVerifier),
         ("`rank`", spec.AnyRank),
         ("`grader`", spec.AnyGrader),
@@ -163,6 +164,17 @@ def test_every_page_of_an_algorithm_is_reached():
     text = "".join((ROOT / "docs" / name).read_text() for name in ("algorithms.md", "specs.md"))
     for page in ALGORITHMS:
         assert f"algorithms/{page.name}" in text, page.name
+
+
+WORLDS = sorted(
+    page for room in ("environments", "agents") for page in (ROOT / "docs" / room).iterdir()
+)
+
+
+@pytest.mark.parametrize("page", WORLDS, ids=lambda page: page.name)
+def test_every_page_of_a_world_or_an_agent_is_reached(page):
+    index = (ROOT / "docs" / "environments.md").read_text()
+    assert f"({page.relative_to(ROOT / 'docs')})" in index
 
 
 ALGORITHMS = sorted((ROOT / "docs" / "algorithms").glob("*.md"))

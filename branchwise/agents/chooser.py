@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, SkipValidation
 
+from branchwise.agents.retold import retold
 from branchwise.core.config import Config, Sampling
 from branchwise.core.errors import BackendError
 from branchwise.core.node import Node
@@ -107,14 +108,7 @@ class Chooser(Config):
                 spent += reply.usage
         if failure is not None:
             # What arrived at the model's call are replies; the search must see answers.
-            raise BackendError(
-                failure.message,
-                hint=failure.hint,
-                fatal=failure.fatal,
-                status=failure.status,
-                arrived=chosen,
-                spent=spent,
-            ) from failure
+            raise retold(failure, chosen, spent) from failure
         return [step for step in chosen if step is not None]
 
     def bound(self, n: int) -> Usage:

@@ -267,7 +267,7 @@ class Summarised(History):
             # What has arrived is no step of the search.
             raise retold(error, (), error.spent) from error
         text = said.text.strip()
-        while (size := self._text(text)) > self.summary:
+        while text and (size := self._text(text)) > self.summary:
             text = _shortened(text, size, self.summary)
         return replace(said, text=f"{self.heading}{text}" if text else "")
 

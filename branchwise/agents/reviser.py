@@ -24,6 +24,9 @@ class Reviser(Asking):
     it is, which ends a refinement. Without `critique`, the feedback is all there is
     (self-debugging, Chen et al. 2024).
 
+    It writes texts: it is offered no tools and reads no calls, and of a draft that was made with
+    tools it sees what was said, and what came of the last step.
+
     Args:
         backend: the model.
         system: the system's message; none where it is empty.
@@ -129,5 +132,9 @@ class Reviser(Asking):
 
 def _feedback(draft: Node) -> str:
     """What the world and the verifiers said of a draft."""
-    heard = [draft.state.observation, *(v.feedback for v in draft.verdicts.values())]
+    heard = [
+        *draft.state.results,
+        draft.state.observation,
+        *(v.feedback for v in draft.verdicts.values()),
+    ]
     return "\n".join(part for part in heard if part)

@@ -14,7 +14,8 @@ from branchwise.core.template import filled
 from branchwise.core.tools import described
 from branchwise.core.types import Json, Message, State, Step, Tool, ToolCall
 
-_OPEN, _CLOSE, _RESULT = "<tool_call>", "</tool_call>", "<tool_response>"
+_OPEN, _RESULT = "<tool_call>", "<tool_response>"
+_TAG = re.compile("</?tool_call>")
 _FENCE = re.compile(r"```(?:json)?\s*(?=\{)")
 _BEGIN = re.compile(r"\s*(?:```(?:json)?\s*)?")
 _NAME = re.compile(r'"name"\s*:\s*"([^"\\]*)"')
@@ -168,8 +169,8 @@ def _calls(text: str, names: Collection[str], *, cut: bool) -> Iterator[Found]:
         if found is not None:
             yield Found(start, *_read(found, text[begin:end]))
         else:
-            ends = [text.find(tag, begin) for tag in (_CLOSE, _OPEN)]
-            end = min((end for end in ends if end >= 0), default=len(text))
+            tag = _TAG.search(text, begin)
+            end = tag.start() if tag else len(text)
             if end < len(text) or not cut:
                 raw = text[begin:end].strip()
                 named = _NAME.search(raw)
@@ -194,12 +195,15 @@ def _untagged(text: str, names: Collection[str]) -> Iterator[Found]:
 
 def _object(text: str, begin: int) -> tuple[dict[str, Json] | None, int]:
     """The JSON object that begins there, after space or a fence, and where it ends."""
+    opening = _BEGIN.match(text, begin)
+    first = opening.end() if opening else begin
+    if not text.startswith("{", first):
+        return None, begin
     try:
-        opening = _BEGIN.match(text, begin)
-        value, end = _DECODER.raw_decode(text, opening.end() if opening else begin)
+        value, end = _DECODER.raw_decode(text, first)
     except (ValueError, RecursionError):
         return None, begin
-    return (cast("dict[str, Json]", value), end) if isinstance(value, dict) else (None, begin)
+    return cast("dict[str, Json]", value), end
 
 
 def _read(call: Mapping[str, Json], raw: str) -> tuple[str, str]:
@@ -207,7 +211,9 @@ def _read(call: Mapping[str, Json], raw: str) -> tuple[str, str]:
     name = call.get("name")
     if not isinstance(name, str):
         return "", raw.strip()
-    arguments = call.get("arguments", call.get("parameters", {}))
+    arguments = call.get("arguments", call.get("parameters"))
+    if arguments is None:
+        return name, "{}"
     if isinstance(arguments, str):  # some models write the text of an object, as OpenAI does
         return name, arguments
     return name, json.dumps(arguments, ensure_ascii=False)

@@ -6,6 +6,7 @@ them, so that they are counted and shown, and only the controller does not see t
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 
 from pydantic import Field
@@ -28,7 +29,7 @@ class Budget(Config):
     Args:
         tokens: tokens written (completion tokens).
         calls: calls of a policy: one for each node of an `expand`.
-        nodes: children grown, failed ones included.
+        nodes: children grown, failed ones included; those that a policy did not give are free.
         dollars: US dollars.
         seconds: wall-clock seconds; calls in flight are cancelled.
 
@@ -47,7 +48,9 @@ class Budget(Config):
 class metered:  # noqa: N801  (read as a verb: metered(expand, ...))
     """Reserve before a call, charge after it, and end the search when the budget is spent.
 
-    An order that fits only in part is carried out in part, and then the search ends. Where orders
+    An order that fits only in part is carried out in part, and then the search ends, unless nobody
+    missed the rest: a policy may give fewer steps than it is asked for, and children that never
+    came cost nothing. Where orders
     are in flight side by side (lanes), to which of them the rest of a budget goes may depend on
     which came back first, as what they cost is known only then: it is kept all the same.
 
@@ -85,7 +88,8 @@ class metered:  # noqa: N801  (read as a verb: metered(expand, ...))
         self.spent += Usage(calls=sum(width > 0 for width in widths))
         for child in children:
             self.spent += Usage(completion=child.cost.completion, dollars=child.cost.dollars)
-        if widths != wanted:
+        self.nodes -= sum(widths) - len(children)
+        if widths != wanted and _missed(nodes, widths, wanted, children):
             raise Exhausted("the budget is spent")
         return children
 
@@ -116,6 +120,15 @@ class metered:  # noqa: N801  (read as a verb: metered(expand, ...))
             and _within(limits.tokens, after.completion, now.completion)
             and _within(limits.dollars, after.dollars, now.dollars)
         )
+
+
+def _missed(
+    nodes: Sequence[Node], widths: Sequence[int], wanted: Sequence[int], children: Sequence[Node]
+) -> bool:
+    """Whether a node that was given less than it wanted has used all of it."""
+    came = Counter(id(child.parent) for child in children)
+    each = zip(nodes, widths, wanted, strict=True)
+    return any(width < asked and came[id(node)] >= width for node, width, asked in each)
 
 
 def _within(limit: float | None, after: float, now: float = -1) -> bool:

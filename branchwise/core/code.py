@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import ast
 import builtins
+import functools
 import re
 import warnings
 from collections.abc import Iterator
+from itertools import islice
 
 from branchwise.core.types import Task
 
 LONGEST = 200_000
 """Texts with more characters are not parsed."""
+REPLY = 30_000
+"""The same for what models write: while a text is parsed, nothing else of the process goes on."""
+TRIED = 32
+"""So many calls in the text of a problem are looked at."""
 DEPTH = 100
 """So many levels of a syntax tree can be written as a text without fear."""
 _FENCE = re.compile(r"^[ \t]*```+[ \t]*([\w+#.-]*)[^\n`]*$", re.MULTILINE)
@@ -26,18 +32,19 @@ _GOES_ON = re.compile(r"[\w\"']|\s*(?:[-+*/%<>=|&^]|(?:or|and|if|in|is|not)\b)")
 _RIGHT = 400
 
 
-def parsed(code: str, *, depth: int | None = None) -> ast.Module | None:
+def parsed(code: str, *, depth: int | None = None, longest: int = LONGEST) -> ast.Module | None:
     """The syntax tree; None where the text is no program of Python. Never raises.
 
     Args:
         code: the text.
         depth: trees with more levels are None too: those at most `DEPTH` deep can be written again.
+        longest: texts with more characters are None too.
 
     Example:
         >>> parsed("x = ") is None
         True
     """
-    if len(code) > LONGEST:
+    if len(code) > longest:
         return None
     try:
         with warnings.catch_warnings():
@@ -126,7 +133,7 @@ def _blocks(text: str, fences: list[re.Match[str]]) -> Iterator[tuple[str, str]]
 
 def _is_code(text: str) -> bool:
     """Whether it is a program or the body of a function, and not a word or a number alone."""
-    tree = parsed(text) or parsed(f"def f():\n{text}")
+    tree = parsed(text, longest=REPLY) or parsed(f"def f():\n{text}", longest=REPLY)
     return tree is not None and any(not _is_word(node) for node in tree.body)
 
 
@@ -136,7 +143,7 @@ def _is_word(node: ast.stmt) -> bool:
 
 
 def _defines(code: str) -> bool:
-    tree = parsed(code)
+    tree = parsed(code, longest=REPLY)
     if tree is None:
         return True  # a function's body
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
@@ -153,6 +160,11 @@ def single_tests(program: str) -> list[str]:
         >>> single_tests("x = 1\nassert f(x) == 2\nassert f(2) == 3")
         ['x = 1\nassert f(x) == 2', 'x = 1\nassert f(2) == 3']
     """
+    return [*_single_tests(program)]
+
+
+@functools.lru_cache(256)  # for each program the same tests
+def _single_tests(program: str) -> list[str]:
     tree = parsed(program, depth=DEPTH)
     if tree is None or not any(isinstance(node, ast.Assert) for node in tree.body):
         return [program] if program.strip() else []
@@ -198,11 +210,17 @@ def examples(text: str, entry_point: str) -> list[str]:
         >>> examples("Twice x.\n>>> f(2)\n4\nAlso f([1]) ➞ [1, 1].", "f")
         ['assert f(2) == 4', 'assert f([1]) == [1, 1]']
     """
+    return [*_examples(text, entry_point)]
+
+
+@functools.lru_cache(256)  # the same for each state of a task
+def _examples(text: str, entry_point: str) -> list[str]:
     if not entry_point.isidentifier() or len(text) > LONGEST:
         return []
     found: list[str] = []
     rest = _prompts(text, entry_point, found)
-    for start in re.finditer(rf"(?<![\w.]){re.escape(entry_point)}[ \t]*\(", rest):
+    calls = re.finditer(rf"(?<![\w.]){re.escape(entry_point)}[ \t]*\(", rest)
+    for start in islice(calls, TRIED):
         if (call := _call(rest[start.start() :], entry_point)) is None:
             continue
         right = rest[start.start() + len(call) :]

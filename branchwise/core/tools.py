@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import cast
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextvars import ContextVar
+from functools import lru_cache
+from typing import Any, cast
 
-from branchwise.core.types import Json, Tool
+from branchwise.core.errors import suggestion
+from branchwise.core.types import Json, Tool, ToolCall
 
 _FAULTS = 3
 """So many faults of a call are told: the rest follows from them more often than not."""
 _FAULT = 200
+_CHECKS = 10_000
+"""So many keywords are checked at most: a schema that refers to itself can ask for any number."""
+_LARGEST = 100_000
+"""Characters of a schema at most."""
 
 
 def described(tool: Tool) -> str:
@@ -44,7 +53,8 @@ def parameters_of(tool: Tool) -> Mapping[str, Json]:
 def arguments_of(text: str) -> dict[str, Json] | str:
     """The arguments of a call as its model wrote them, or what is wrong with them.
 
-    Nothing at all stands for no arguments.
+    Nothing at all stands for no arguments. Numbers that are not finite and halves of characters,
+    which JSON texts can be made to say, are wrong: nobody could be sent them.
 
     Example:
         >>> arguments_of('{"count": 2}'), arguments_of("[2]")
@@ -52,10 +62,28 @@ def arguments_of(text: str) -> dict[str, Json] | str:
     """
     try:
         # Models write line breaks into strings as they are; nobody can mistake what they mean.
-        value = cast("Json", json.loads(text or "{}", strict=False, parse_constant=_refuse))
+        value = cast(
+            "Json",
+            json.loads(text or "{}", strict=False, parse_constant=_refuse, parse_float=_finite),
+        )
+        json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         return f"the arguments are no JSON: {error}"
     return value if isinstance(value, dict) else "the arguments are no JSON object"
+
+
+def given(call: ToolCall, tools: Sequence[Tool]) -> dict[str, Json] | str:
+    """The arguments of a call of one of these tools, or what is wrong with it.
+
+    Example:
+        >>> tools = [Tool("add", "", {}), Tool("take", "", {})]
+        >>> given(ToolCall("1", "ad", "{}"), tools)
+        "there is no tool 'ad' (did you mean 'add'?)"
+    """
+    names = [tool.name for tool in tools]
+    if call.name not in names:
+        return f"there is no tool {call.name!r:.80}{suggestion(call.name, names)}"
+    return arguments_of(call.arguments)
 
 
 def validated(tool: Tool, arguments: str) -> dict[str, Json] | str:
@@ -63,6 +91,10 @@ def validated(tool: Tool, arguments: str) -> dict[str, Json] | str:
 
     They are checked against the tool's JSON schema (draft 2020-12). Nothing is converted and no
     default is filled in.
+
+    Schemas come from strangers, so the time is bounded. Arguments that take more than 10,000 checks
+    do not pass. Not checked are `patternProperties`, `unevaluatedProperties`, and a `pattern` that
+    is long, or repeats more than two things or a group, or meets a long text.
 
     Args:
         tool: the tool that is called.
@@ -76,27 +108,111 @@ def validated(tool: Tool, arguments: str) -> dict[str, Json] | str:
         >>> validated(take, '{"count": "two"}')
         "count: 'two' is not of type 'integer'"
     """
-    from jsonschema import Draft202012Validator  # noqa: PLC0415  (slow to import, seldom needed)
-    from jsonschema.exceptions import SchemaError  # noqa: PLC0415
-    from referencing.exceptions import Unresolvable  # noqa: PLC0415
+    from referencing.exceptions import Unresolvable  # noqa: PLC0415  (slow to import)
 
     value = arguments_of(arguments)
     if isinstance(value, str):
         return value
-    schema = dict(tool.parameters)
+    text = json.dumps(dict(tool.parameters))
+    broken, faults = _broken(text), list[str]()
     try:
-        Draft202012Validator.check_schema(schema)
-        faults = sorted(Draft202012Validator(schema).iter_errors(value), key=lambda f: f.json_path)
-    except (SchemaError, Unresolvable, RecursionError) as error:
-        return f"the schema of {tool.name} is broken: {str(error).splitlines()[0]:.{_FAULT}}"
-    told = [
-        _at(fault.json_path.removeprefix("$").removeprefix("."), fault.message) for fault in faults
+        faults = [] if broken else _faults(json.loads(text), value)
+    except (Unresolvable, RecursionError) as error:
+        broken = str(error)
+    except (_TooMuchError, OverflowError) as error:
+        return f"the arguments cannot be checked: {error}"
+    if broken:
+        return f"the schema of {tool.name} is broken: {broken.splitlines()[0]:.{_FAULT}}"
+    return "; ".join(faults) if faults else value
+
+
+class _TooMuchError(Exception):
+    """A check takes too long."""
+
+
+_left: ContextVar[int] = ContextVar("_left")
+"""How many more keywords may be checked."""
+
+
+def _spend(count: int) -> None:
+    _left.set(_left.get() - count)
+    if _left.get() < 0:
+        raise _TooMuchError("it takes too long")
+
+
+@lru_cache(maxsize=256)
+def _broken(schema: str) -> str:
+    """What is wrong with a schema: it is the same one at every call."""
+    from jsonschema import Draft202012Validator  # noqa: PLC0415  (slow to import, seldom needed)
+    from jsonschema.exceptions import SchemaError  # noqa: PLC0415
+
+    if len(schema) > _LARGEST:
+        return f"it has more than {_LARGEST} characters"
+    try:
+        Draft202012Validator.check_schema(json.loads(schema))
+    except (SchemaError, RecursionError) as error:
+        return str(error)
+    return ""
+
+
+def _faults(schema: Mapping[str, Json], value: Json) -> list[str]:
+    """The first faults, by their place."""
+    _left.set(_CHECKS)
+    found = sorted(_validator()(schema).iter_errors(value), key=lambda fault: fault.json_path)
+    return [
+        _at(fault.json_path.removeprefix("$").removeprefix("."), fault.message)
+        for fault in found[:_FAULTS]
     ]
-    return "; ".join(told[:_FAULTS]) if told else value
+
+
+@lru_cache(maxsize=1)
+def _validator() -> Callable[[Mapping[str, Json]], Any]:
+    """The validator of the package `jsonschema`, in bounded time."""
+    from jsonschema import Draft202012Validator  # noqa: PLC0415  (slow to import, seldom needed)
+    from jsonschema.validators import extend  # noqa: PLC0415
+
+    known = cast("dict[str, _Keyword]", Draft202012Validator.VALIDATORS)
+    checks = {name: _counted(name, check) for name, check in known.items()}
+    return cast("Callable[[Mapping[str, Json]], Any]", extend(Draft202012Validator, checks))
+
+
+_Keyword = Callable[[Any, Any, Any, Any], Iterable[Any] | None]
+"""How jsonschema checks a keyword: validator, the keyword's value, the instance and the schema."""
+
+
+def _counted(name: str, check: _Keyword) -> _Keyword:
+    def checked(validator: Any, said: Any, instance: Any, schema: Any) -> Iterable[Any] | None:
+        pairs = name == "uniqueItems" and isinstance(instance, list)  # in the worst case each
+        _spend(len(cast("list[Json]", instance)) ** 2 // 50 if pairs else 1)
+        if name in {"patternProperties", "unevaluatedProperties"}:
+            return None
+        if name == "additionalProperties" and "patternProperties" in schema:
+            return None
+        if name == "pattern" and isinstance(instance, str) and not _tame(said, instance):
+            return None
+        return check(validator, said, instance, schema)
+
+    return checked
+
+
+def _tame(pattern: str, text: str) -> bool:
+    """Whether matching is quick for sure: at most two repetitions, and none of a group."""
+    short = len(pattern) <= _PATTERN and len(text) <= _FAULT
+    return short and not _GROUPS.search(pattern) and len(_REPEATS.findall(pattern)) <= 2  # noqa: PLR2004  (cubic at worst)
+
+
+_PATTERN = 100
+_GROUPS = re.compile(r"\)[*+?{]")
+_REPEATS = re.compile(r"[*+?]|\{[0-9]*,[0-9]*\}")
 
 
 def _refuse(constant: str) -> Json:
     raise ValueError(f"{constant} is no JSON")
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    return value if math.isfinite(value) else cast("float", _refuse(number))
 
 
 def _at(where: str, fault: str) -> str:

@@ -161,13 +161,21 @@ class Blocksworld(Game[Blocks]):
         )
 
     def distance(self, state: State) -> int:
-        """The fewest actions that lead to the goal."""
+        """The fewest actions that lead to the goal.
+
+        Raises:
+            SpecError: there are more than 7 blocks.
+        """
         position = self.position(state)
         distances = _distances(self.actions, _spread_out(position), position.goal)
         return distances[position.world]
 
     def worth(self, position: Blocks) -> float:
-        """1 where the goal can still be reached in time, else 0."""
+        """1 where the goal can still be reached in time, else 0.
+
+        Raises:
+            SpecError: there are more than 7 blocks.
+        """
         distances = _distances(self.actions, _spread_out(position), position.goal)
         return float(distances.get(position.world, _NEVER) <= self.steps_left(position))
 
@@ -187,6 +195,7 @@ class Blocksworld(Game[Blocks]):
 
 
 _NEVER = 10**9
+_MOST = 7  # which takes seconds the first time; each block more takes fifteen times as long
 _NAME = r"(?:the +)?([A-Za-z0-9_]+)(?: +block)?"
 _TOP = r"(?:on *)?(?:top +of +)?"
 _ON = re.compile(rf"{_NAME} +(?:is +|be +)?on +(?:top +of +)?{_NAME}", re.IGNORECASE)
@@ -311,8 +320,10 @@ def _holds(goal: Goal, world: World) -> bool:
 def _spread_out(position: Blocks) -> World:
     """All blocks on the table: every position can be reached from there, and it from every one."""
     names = [name for stack in position.stacks for name in stack]
-    held = [] if position.hand is None else [position.hand]
-    return _sorted((name,) for name in [*names, *held]), None
+    names += [] if position.hand is None else [position.hand]
+    if len(names) > _MOST:
+        raise SpecError(f"the solver takes too long for more than {_MOST} blocks")
+    return _sorted((name,) for name in names), None
 
 
 @lru_cache(maxsize=256)

@@ -12,10 +12,10 @@ from functools import lru_cache
 from itertools import permutations
 from typing import ClassVar, TypeAlias
 
+from branchwise.core.arithmetic import Written, expression
 from branchwise.core.errors import SpecError
 from branchwise.core.spelling import plain
 from branchwise.core.types import Json, State, Step, Task
-from branchwise.environments.calculator import Written, expression
 from branchwise.environments.game import Game, Illegal, Position
 
 Value: TypeAlias = int | Fraction
@@ -138,14 +138,17 @@ class NumberGame(Game[Numbers]):
         text = plain(text).partition("=")[0].strip(" .`*$")
         used: Counter[Value] = Counter()
         try:
-            made = self._made(expression(text), used)
+            written = expression(text)
+            made = self._made(written, used)
         except ValueError as error:
             raise Illegal(f"{error}.") from error
         given = Counter(map(_number, position.given))
         if used - given or (self.all_used and given - used):
             each = "each of" if self.all_used else "at most"
             raise Illegal(f"an answer uses {each} {' '.join(position.given)} once.")
-        return position.model_copy(update={"said": text, "left": ((str(made), text),)})
+        return position.model_copy(
+            update={"said": written.text, "left": ((str(made), written.text),)}
+        )
 
     def _made(self, written: Written, used: Counter[Value]) -> Value:
         match written.tree:
@@ -182,9 +185,15 @@ class NumberGame(Game[Numbers]):
         return f"Left: {' '.join(value for value, _ in position.left)}"
 
     def worth(self, position: Numbers) -> float:
-        """1 where the target has been made or still can be, else 0."""
+        """1 where the target has been made or still can be, else 0.
+
+        Raises:
+            SpecError: more than 6 numbers are left.
+        """
         if self.over(position):
             return float(self._won(position))
+        if len(position.left) > _MOST:
+            raise SpecError(f"the solver takes too long for more than {_MOST} numbers")
         moves = min(len(position.left) - 1, self.steps_left(position))
         values, target = tuple(_values(position)), _number(position.target)
         return float(_reaches(self.rule, self.all_used, values, target, moves))
@@ -236,6 +245,8 @@ class NumberGame(Game[Numbers]):
         target = _number(position.target)
         return any(_number(value) == target for value, _ in position.left)
 
+
+_MOST = 6  # which takes half a minute where nothing makes the target; 5 take less than a second
 
 _NUMBER = r"-?[0-9]+(?:\.[0-9]+)?(?:/[0-9]*[1-9][0-9]*)?"
 _MOVE = re.compile(

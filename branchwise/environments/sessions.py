@@ -67,8 +67,7 @@ class Sessions(Environment):
     visit replays. What `start` holds when it is cancelled or raises, it has to free itself.
 
     Snapshots are JSON values which share their past and from which another process can go on.
-    Without `save` they hold all actions since the start, one inside the other, so that a state some
-    900 actions deep is too deep for JSON.
+    Without `save` they hold all actions since the start.
 
     Args:
         start: begins a session of a task.
@@ -164,8 +163,7 @@ class Sessions(Environment):
                 said = _plain(action)
                 after = await life.session.act(_step(said))
                 came = _digest(place["at"], said, after)
-                there: Place = {"before": place, "action": said, "at": came}
-                return await self._arrived(life, after, there)
+                return await self._arrived(life, after, _further(place, said, came))
 
     async def _arrived(self, life: _Life, state: State, place: Place) -> State:
         """The state with its snapshot; its session may be used by others now."""
@@ -184,10 +182,10 @@ class Sessions(Environment):
         for life in reversed(self._idle.values()):
             if life.at == place["at"]:
                 return self._idle.pop(id(life))
-        actions: list[Place] = []  # from the last one back to what one can begin with
+        past: list[Place] = []  # from the last one back to what one can begin with
         first = place
         while "before" in first:
-            actions.append(first)
+            past.append(first)
             first = _read(first["before"])
         start = _read(first.get("start", first))
         life = await self._loaded(start, first) if "saved" in first else None
@@ -200,10 +198,13 @@ class Sessions(Environment):
                 elif _digest(start["task"], state) != start["at"]:
                     raise _other("the start", state)
         async with life.closed_on_error():
-            for depth, past in enumerate(reversed(actions), 1):
-                state = await life.session.act(_step(past["action"]))
-                if _digest(_read(past["before"])["at"], past["action"], state) != past["at"]:
+            at = first["at"]
+            actions = [action for later in reversed(past) for action in _actions(later)]
+            for depth, (said, came) in enumerate(actions, 1):
+                state = await life.session.act(_step(said))
+                if _digest(at, said, state) != came:
                     raise _other(f"action {depth}", state)
+                at = came
         return life
 
     async def _loaded(self, start: Place, saved: Place) -> _Life | None:
@@ -246,8 +247,11 @@ class Sessions(Environment):
 
 
 Place: TypeAlias = Mapping[str, object]
-"""A snapshot: a start (`task`), something saved (`start`, `saved`) or an action after another place
-(`before`, `action`); `at` is a digest of how it was reached or of what was saved."""
+"""A snapshot: a start (`task`), something saved (`start`, `saved`) or actions after another place
+(`before`, `actions`); `at` is a digest of how it was reached or of what was saved."""
+
+_ROW = 64
+"""So many actions stand side by side in a place: JSON can be nested some 900 deep only."""
 
 
 class _Life:
@@ -287,6 +291,19 @@ def _read(place: object) -> Place:
             return cast("Place", place)
         case _:
             raise WorldError(f"no snapshot of a world of sessions: {place!r:.80}")
+
+
+def _further(place: Place, said: list[object], came: str) -> Place:
+    """Where an action leads, which shares as much as it can with where it began."""
+    row = _actions(place)
+    if not 0 < len(row) < _ROW:
+        return {"before": place, "actions": [[said, came]], "at": came}
+    return {"before": place["before"], "actions": [*row, [said, came]], "at": came}
+
+
+def _actions(place: Place) -> list[list[object]]:
+    """The actions since the place before, each with the digest of where it led."""
+    return cast("list[list[object]]", place.get("actions", []))
 
 
 def _plain(action: Step) -> list[object]:

@@ -25,8 +25,8 @@ from pydantic_core import ArgsKwargs, to_json
 from branchwise.core.aio import gather
 from branchwise.core.answers import Way, extract
 from branchwise.core.config import Config
-from branchwise.core.errors import BranchError, BranchwiseError, WorldError, suggestion
-from branchwise.core.tools import arguments_of
+from branchwise.core.errors import BranchError, BranchwiseError, WorldError
+from branchwise.core.tools import arguments_of, given
 from branchwise.core.types import Json, State, Step, Task, Tool, ToolCall
 
 FINISH = Tool(
@@ -188,14 +188,11 @@ class Tools(Config):
         if self.finish and call.name == FINISH.name:
             done = self._finished(call) is not None
             return "Done." if done else "Error: answer: a string is needed"
-        if (function := self._callable.get(call.name)) is None:
-            known = [tool.name for tool in self.tools]
-            return f"Error: there is no tool {call.name!r}{suggestion(call.name, known)}"
-        arguments = arguments_of(call.arguments)
+        arguments = given(call, self.tools)
         if isinstance(arguments, str):
             return f"Error: {arguments}"
         with anyio.move_on_after(self.seconds):
-            return self._shortened(await function(arguments))
+            return self._shortened(await self._callable[call.name](arguments))
         return f"Error: no result after {self.seconds:g} seconds"
 
     def _shortened(self, text: str) -> str:

@@ -242,7 +242,10 @@ class _Work:
         return "\n".join(hits) or "It is nowhere."
 
     async def run(self, given: Given) -> str:
-        ran = await self._ran(str(given["command"]), self.files, keep=True)
+        command = str(given["command"])
+        if not _written(command):
+            raise _WrongError("The command holds what no shell can read.")
+        ran = await self._ran(command, self.files, keep=True)
         said = told(ran, self.world.shown)
         if ran.status not in {"exited", "killed"}:
             return f"{said}\nThe files are as they were before."
@@ -379,11 +382,18 @@ def _bad(path: str, files: Mapping[str, bytes]) -> str | None:
     parts = path.split("/")
     if path.startswith("/") or ".." in parts:
         return "a path stays inside of the folder"
-    if "" in parts or "." in parts or "\0" in path or any(len(p.encode()) > 255 for p in parts):  # noqa: PLR2004  (the most that file systems take)
+    if not _written(path):
+        return "it is no path of a file"
+    if "" in parts or "." in parts or any(len(p.encode()) > 255 for p in parts):  # noqa: PLR2004  (the most that file systems take)
         return "it is no path of a file"
     if any("/".join(parts[:i]) in files for i in range(1, len(parts))):
         return "a part of it is a file"
     return None
+
+
+def _written(text: str) -> bool:
+    """Whether a text can be written in UTF-8 and has no null character."""
+    return "\0" not in text and not any("\ud800" <= sign <= "\udfff" for sign in text)
 
 
 def _problem(files: Files, limits: Limits) -> str | None:

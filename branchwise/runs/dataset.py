@@ -6,11 +6,12 @@ import csv
 import gzip
 import json
 import re
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TextIO, cast
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from branchwise.core.config import Config
 from branchwise.core.errors import SpecError, suggestion
@@ -22,6 +23,7 @@ Row = Mapping[str, object]
 
 _MADE = re.compile(r"reasoning-gym:(?P<family>\w+)")
 _HUB = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)/(?P<file>[^#]+)")
+_FORMS = {"hf:": "OWNER/NAME/FILE", "reasoning-gym:": "FAMILY"}
 
 
 class Data(Config):
@@ -33,8 +35,8 @@ class Data(Config):
             `reasoning-gym:FAMILY`, whose problems are made: as many as `limit` says.
         prompt: the field that holds the question, or a text with fields in braces. `tests.0` is
             the first entry of a list; a list of texts is its lines.
-        target: the field that holds the right answer, or a text with fields in braces; None where
-            there is none.
+        target: the field that holds the right answer, or a text with fields in braces; nothing
+            where there is none, and a world or a grader knows without.
         target_after: the right answer is what comes after the last of these marks in its field
             (`####` in GSM8K); the whole field where it is empty.
         id: the field that names a problem; its row number where it is None.
@@ -61,9 +63,15 @@ class Data(Config):
     seed: int = 0
     options: dict[str, Json] = Field(default_factory=dict)
 
+    @field_validator("target")
+    @classmethod
+    def _said(cls, target: str | None) -> str | None:
+        """Nothing is no target: TOML has no None."""
+        return target or None
+
     def within(self, folder: Path) -> Data:
         """The same, with a path that is relative made one of this folder."""
-        if _HUB.fullmatch(self.path) or _MADE.fullmatch(self.path) or Path(self.path).is_absolute():
+        if self.path.startswith((*_FORMS,)) or Path(self.path).is_absolute():
             return self
         return self.model_copy(update={"path": str(folder / self.path)})
 
@@ -114,8 +122,9 @@ class Data(Config):
     def _local(self) -> Path:
         hub = _HUB.fullmatch(self.path)
         if hub is None:
-            if self.path.startswith("hf:"):
-                raise SpecError(f"data.path: {self.path!r} is not of the form hf:OWNER/NAME/FILE")
+            for kind, form in _FORMS.items():
+                if self.path.startswith(kind):
+                    raise SpecError(f"data.path: {self.path!r} is not of the form {kind}{form}")
             return Path(self.path)
         try:
             from huggingface_hub import hf_hub_download  # noqa: PLC0415  (an extra)
@@ -175,7 +184,7 @@ def _rows(path: Path) -> Iterator[tuple[str, Row]]:
     try:
         with cast("TextIO", opening(path, "rt", encoding="utf-8", newline="")) as file:
             yield from read(path, file)
-    except (gzip.BadGzipFile, EOFError, UnicodeDecodeError) as error:
+    except (gzip.BadGzipFile, zlib.error, EOFError, UnicodeDecodeError, csv.Error) as error:
         raise SpecError(f"{path}: cannot be read: {error}") from error
 
 

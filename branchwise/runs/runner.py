@@ -14,12 +14,19 @@ from anyio import to_thread
 from branchwise.backends.journal import Journal
 from branchwise.core.aio import gather
 from branchwise.core.config import Config
-from branchwise.core.errors import BackendError, SearchFailed, SpecError, VerifierError
+from branchwise.core.errors import (
+    BackendError,
+    SearchFailed,
+    SpecError,
+    VerifierError,
+    WorldError,
+)
 from branchwise.core.node import Node
 from branchwise.core.types import Backend, Environment, Scoring, Task, Verifier
 from branchwise.runs.report import Row, table
 from branchwise.runs.spec import Parts, Question, Spec, Strategy
 from branchwise.runs.store import Grade, Result, Store
+from branchwise.sandbox.command import Check
 from branchwise.solve import Answer, solve
 from branchwise.verifiers.channel import NoisyChannel
 
@@ -91,9 +98,29 @@ class _Supplies:
             if not self._is_open:
                 self._sandbox, self._is_open = await _live(self._sandbox, self._stack), True
             part = part.model_copy(update={"sandbox": self._sandbox})
+            if isinstance(part, Check):
+                await _there(part)
         if _asks_for(part, "backend"):
             part = _with_model(part, self._model, self._backend)
         return await _live(part, self._stack)
+
+
+async def _there(part: Check) -> None:
+    """Look up the program of a command where it will run.
+
+    Raises:
+        SpecError: it is not there.
+    """
+    program = part.command[0]
+    if program == "python" or "{file}" in program:
+        return  # the sandbox's own interpreter, or what the model writes
+    look = "import shutil, sys; sys.exit(shutil.which(sys.argv[1]) is None)"
+    ran = await part.sandbox.run({}, ["python", "-c", look, program], part.limits)
+    if ran.status == "exited" and ran.code == 1:
+        raise SpecError(
+            f"command: there is no {program!r} in the sandbox",
+            hint="install it where the sandbox sees it, such as under /usr",
+        )
 
 
 def _asks_for(part: object, supply: str) -> TypeGuard[Config]:
@@ -224,13 +251,29 @@ class Run:
         if jobs:
             journal = self.store.journal
             async with opened(spec, spec.strategies, journal, spec.grader) as ready:
+                await self._begin(tasks, ready.environment)
                 await self._work(jobs, ready)
         wanted = {str(task.meta["id"]) for task in tasks}
         return table(names, [r for r in self.store.results.values() if r.problem in wanted])
 
+    async def _begin(self, tasks: Sequence[Task], world: Environment) -> None:
+        """Find out before anything is spent whether each problem can begin.
+
+        Only in worlds that are functions and nothing else; in others a beginning costs a session.
+
+        Raises:
+            SpecError: one cannot.
+        """
+        for task in tasks if isinstance(world, Config) else ():
+            try:
+                await world.reset(task if self.spec.oracle else task.hidden())
+            except SpecError as error:
+                name = f"problem {task.meta['id']}"
+                raise SpecError(f"{name}: {error.message}", hint=error.hint) from error
+
     async def _work(self, jobs: list[tuple[Task, Strategy]], ready: Ready) -> None:
         left = iter(jobs)
-        outage: list[SearchFailed] = []
+        outage: list[SearchFailed | WorldError] = []
         workers = range(min(self.spec.concurrency, len(jobs)))
         await gather(lambda _: self._worker(left, ready, outage), workers)
         if self._is_outage(outage):
@@ -240,7 +283,7 @@ class Run:
         self,
         left: Iterator[tuple[Task, Strategy]],
         ready: Ready,
-        outage: list[SearchFailed],
+        outage: list[SearchFailed | WorldError],
     ) -> None:
         for task, strategy in left:
             if self._is_outage(outage):
@@ -252,7 +295,7 @@ class Run:
                 )
                 if answer.error is not None:  # half a tree is no result; the journal keeps it
                     raise answer.error
-            except SearchFailed as error:
+            except (SearchFailed, WorldError) as error:
                 outage.append(error)
                 self.failed.append((strategy.name, problem, str(error)))
                 continue
@@ -274,7 +317,7 @@ class Run:
                 await to_thread.run_sync(self.store.save, result, answer.root, limiter=self.writer)
             self.watch.finished(result)
 
-    def _is_outage(self, outage: list[SearchFailed]) -> bool:
+    def _is_outage(self, outage: Sequence[SearchFailed | WorldError]) -> bool:
         return len(outage) >= OUTAGE or any(
             isinstance(error.__cause__, BackendError) and error.__cause__.fatal for error in outage
         )
@@ -282,16 +325,16 @@ class Run:
 
 async def _grade(task: Task, node: Node, grader: Verifier | None) -> tuple[Grade, str]:
     """What the grader says of an answer; only it gets to see the target."""
-    if task.target is None or grader is None:
-        return "ungraded", "no target"
+    if grader is None:
+        return "ungraded", "no grader"
     if node.state.answer is None:
         return "wrong", "no answer"
     try:
         (verdict,) = await grader.score([node.asked(task)])
     except VerifierError as error:
         verdict = error
-    if isinstance(verdict, VerifierError):
-        return "ungraded", verdict.message
+    if isinstance(verdict, VerifierError):  # some graders know without a target
+        return "ungraded", "no target" if task.target is None else verdict.message
     return ("right" if verdict.score > 0.5 else "wrong"), verdict.detail  # noqa: PLR2004
 
 

@@ -71,6 +71,7 @@ from branchwise.verifiers.likelihood import Likelihood
 from branchwise.verifiers.math_equal import MathEqual
 from branchwise.verifiers.pairwise import Pairwise
 from branchwise.verifiers.reasoning_gym import ReasoningGym
+from branchwise.verifiers.reward import Reward
 from branchwise.verifiers.unit_tests import UnitTests
 
 Table: TypeAlias = dict[str, Json]
@@ -260,7 +261,9 @@ AnyVerifier = Annotated[
     WrapValidator(_Part("score", opens=True)),
 ]
 AnyGrader = Annotated[
-    Annotated[MathEqual | Exact | UnitTests | Command | ReasoningGym, Field(discriminator="kind")],
+    Annotated[
+        MathEqual | Exact | UnitTests | Command | ReasoningGym | Reward, Field(discriminator="kind")
+    ],
     BeforeValidator(_stood_in),
     WrapValidator(_Part("score", opens=True)),
 ]
@@ -469,6 +472,12 @@ def parse(table: Table, source: Path) -> Spec:
         raise SpecError(f"{source}: {explain(error, Spec)}") from error
     for i, strategy in enumerate(spec.strategies):
         _check(spec, strategy, f"strategies.{i}.", f"{source}: ")
+    made = spec.data.path.startswith("reasoning-gym:") or "reasoning_gym" in spec.data.meta
+    if isinstance(spec.grader, ReasoningGym) and not made:
+        raise SpecError(
+            f"{source}: grader: reasoning-gym grades problems that it has made: "
+            "data.path = reasoning-gym:FAMILY"
+        )
     return spec.model_copy(update={"data": spec.data.within(source.parent)})
 
 
@@ -502,13 +511,36 @@ def _check(parts: Parts, strategy: Strategy, where: str, source: str) -> None:
             policies = parts.policies_of(build, UNOPENED)
         except ValidationError as error:
             raise SpecError(f"{source}{explain(error, *POLICIES, below=path)}") from error
-        if isinstance([*policies.values()][-1], NextToken) and _cuts(parts.environment):
+        policy = [*policies.values()][-1]
+        if isinstance(policy, ToolUser | ReAct) and (world := type(parts.environment)) in _TOOLLESS:
+            raise SpecError(
+                f"{source}{path}: {policy.kind} calls tools, and the world {_kind_of(world)} has "
+                "none: environment.kind = tools (or workspace, python-repl, mcp) has some"
+            )
+        if isinstance(policy, NextToken) and _cuts(parts.environment):
             raise SpecError(
                 f"{source}{path}: next-token says one token at a time, which this world takes for "
                 "an answer cut short: set environment.continue_at_length = true"
             )
     for fault in _misnamed(parts, strategy):
         raise SpecError(f"{source}{where}{fault}")
+
+
+_TOOLLESS = frozenset[type](
+    {
+        Writing,
+        Math,
+        PythonTests,
+        ProgramAided,
+        CommandLine,
+        Game24,
+        Countdown,
+        Blocksworld,
+        Grid,
+        Gymnasium,
+        TextWorld,
+    }
+)
 
 
 def _cuts(world: object) -> bool:

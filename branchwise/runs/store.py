@@ -70,7 +70,7 @@ class Store:
         new = json.dumps(_comparable(spec), sort_keys=True, indent=2, default=str)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            if kept.exists():
+            if kept.exists() and self._begun():
                 _refuse_changes(
                     folder, json.loads(kept.read_text(encoding="utf-8")), json.loads(new)
                 )
@@ -105,6 +105,11 @@ class Store:
                 hint="what is there is kept; make room and run the same command again",
             ) from error
         self.results[result.strategy, result.problem] = result
+
+    def _begun(self) -> bool:
+        """Whether anything has been paid for; a run that could not even begin binds nobody."""
+        paid = (self.journal, self.folder / "results.jsonl")
+        return any(file.exists() and file.stat().st_size for file in paid)
 
     def _read(self) -> None:
         path = self.folder / "results.jsonl"

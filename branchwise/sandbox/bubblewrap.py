@@ -27,7 +27,7 @@ class Bubblewrap(Config):
     Where a control group may be made, the kernel bounds the memory and the processes of a run
     together. Elsewhere the memory is looked at fifty times a second and each process's address
     space is bounded by twice the limit and 256 MiB, so that several processes that fill memory
-    at once may pass the limit between two looks; the memory of pipes and sockets is not bounded.
+    at once may pass the limit between two looks; the memory of pipes is not bounded.
 
     Args:
         workers: how many programs run at one time; others wait.

@@ -71,6 +71,12 @@ class Plan:
         """
         if not (binary := shutil.which("bwrap")):
             raise SpecError("there is no `bwrap` on the path", hint=HINT)
+        prefixes = (sys.base_prefix, *([sys.prefix] if packages else []))
+        if hidden := [path for path in prefixes if Path(path).is_relative_to(launcher.ROOM)]:
+            raise SpecError(
+                f"Python is in {hidden[0]}, and programs have a {launcher.ROOM} of their own",
+                hint="use an interpreter, or a virtual environment, that lies elsewhere",
+            )
         root = os.geteuid() == 0 and _users() == ALL_USERS
         plan = cls(
             command=(binary, *_walls(root=root, packages=packages)),

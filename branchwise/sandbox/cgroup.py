@@ -203,11 +203,11 @@ def _delegate(folder: Path) -> None:
 def _label(pid: int) -> str:
     """Whose folder it is: the namespace of the process, its number and when it began."""
     space = Path("/proc/self/ns/pid").stat().st_ino
-    return f"{PREFIX}-{space}-{pid}-{_begun(pid)}"
+    return f"{PREFIX}-{space}-{pid}-{begun(pid)}"
 
 
-def _begun(pid: int) -> str:
-    """When a process began, in ticks; empty where there is none."""
+def begun(pid: int | str) -> str:
+    """When a process began, in ticks; empty where there is none that can be seen."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:

@@ -23,7 +23,7 @@ from pydantic import Field
 
 from branchwise.core.config import Config
 from branchwise.core.errors import SandboxError, SpecError
-from branchwise.sandbox import warden
+from branchwise.sandbox import cgroup, warden
 from branchwise.sandbox.order import check
 from branchwise.sandbox.ran import Ending, Files, Limits, Ran, Running
 
@@ -163,7 +163,7 @@ class Containers:
             parts = name.split("-")
             if len(parts) != _PARTS or parts[1] != place:
                 continue
-            gone = parts[2:4] != [pid, begun] and _begun(parts[2]) != parts[3]
+            gone = parts[2:4] != [pid, begun] and cgroup.begun(parts[2]) != parts[3]
             if gone or (own and parts[2:4] == [pid, begun]):
                 with contextlib.suppress(SandboxError):
                     await self.call("rm", "--force", name)
@@ -272,14 +272,6 @@ class _Talk:
 _PARTS = 5  # of a container's name
 
 
-def _begun(pid: str) -> str:
-    """When a process of this machine began, in its ticks; empty where there is no such process."""
-    try:
-        return Path("/proc", pid, "stat").read_text().rpartition(")")[2].split()[19]
-    except OSError:
-        return ""
-
-
 def _owner() -> str:
     """This process, so that another on the same machine can tell whether it still lives.
 
@@ -287,7 +279,7 @@ def _owner() -> str:
     containers, whose processes cannot see one another. Without /proc nobody is ever held for dead,
     and containers end when their time is over.
     """
-    return f"{_machine()}-{os.getpid()}-{_begun('self') or 0}"
+    return f"{_machine()}-{os.getpid()}-{cgroup.begun('self') or 0}"
 
 
 @functools.cache

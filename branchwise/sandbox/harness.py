@@ -15,15 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias, cast
 
+from anyio.lowlevel import checkpoint
+
 from branchwise.core.code import DEPTH, parsed
 from branchwise.core.errors import SandboxError
-from branchwise.sandbox.checker import GarbledError, pack, unpack
+from branchwise.sandbox import checker
+from branchwise.sandbox.checker.wire import GarbledError, pack, unpack
 from branchwise.sandbox.ran import Limits, Ran, Sandbox
 
 Status: TypeAlias = Literal["passed", "failed", "raised", "timeout", "died"]
 
-_CHECKER = Path(__file__).with_name("checker.py").read_bytes()
-_START = "import checker; checker.main()"
+_START = "from checker.judge import main; main()"
 _MARKS: Mapping[Status, str] = {
     "passed": "1",
     "failed": "0",
@@ -125,7 +127,7 @@ async def check(
         "prelude": prelude,
         "trusted": trusted(prelude, entry_point),
         "seconds": seconds,
-        "tests": [prepared(test, entry_point) for test in tests],
+        "tests": [await _prepared(test, entry_point) for test in tests],
     }
     stdin = bytearray()
     pack(job, stdin, lambda _: ("", 0))
@@ -139,17 +141,26 @@ async def check(
     return _read(ran, secret.encode(), program, tests, limits)
 
 
+async def _prepared(test: str, entry_point: str | None) -> tuple[str, str, str]:
+    await checkpoint()  # there may be thousands
+    return prepared(test, entry_point)
+
+
 @functools.cache
 def _files() -> Mapping[str, bytes]:
     """The checker, and its code for an interpreter like this one.
 
     To compile it would take longer than all the rest. Another interpreter takes the source.
     """
-    code = marshal.dumps(compile(_CHECKER, "checker.py", "exec", dont_inherit=True, optimize=0))
+    files: dict[str, bytes] = {}
     unchecked = (1).to_bytes(4, "little")  # by PEP 552: valid whatever the source says
-    head = importlib.util.MAGIC_NUMBER + unchecked + importlib.util.source_hash(_CHECKER)
-    name = f"__pycache__/checker.{sys.implementation.cache_tag}.pyc"
-    return {"checker.py": _CHECKER, name: head + code}
+    for path in Path(checker.__file__).parent.glob("*.py"):
+        source = path.read_bytes()
+        code = compile(source, f"checker/{path.name}", "exec", dont_inherit=True, optimize=0)
+        head = importlib.util.MAGIC_NUMBER + unchecked + importlib.util.source_hash(source)
+        name = f"checker/__pycache__/{path.stem}.{sys.implementation.cache_tag}.pyc"
+        files |= {f"checker/{path.name}": source, name: head + marshal.dumps(code)}
+    return files
 
 
 def _read(ran: Ran, secret: bytes, program: str, tests: Sequence[str], limits: Limits) -> Checked:
@@ -218,6 +229,7 @@ def _of(test: str, outcome: Outcome) -> Outcome:
     )
 
 
+@functools.lru_cache(4096)  # many programs meet the same tests
 def prepared(test: str, entry_point: str | None) -> tuple[str, str, str]:
     """A test as the checker takes it: statements, the expression that it ends in, the entry point.
 
@@ -282,6 +294,7 @@ def _modules(nodes: Sequence[ast.AST], entry_point: str | None) -> list[str]:
     return sorted((used & sys.stdlib_module_names) - own)
 
 
+@functools.lru_cache(256)
 def trusted(prelude: str, entry_point: str | None) -> str:
     r"""What of a prelude the tests may use as it stands there, whatever the program makes of it.
 

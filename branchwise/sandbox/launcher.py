@@ -37,7 +37,7 @@ if TYPE_CHECKING:
         seconds: float
         memory: int
         address: int
-        watched: bool
+        watched: bool  # no control group bounds the memory of its processes
         processes: int
         disk: int
         entries: int
@@ -54,6 +54,8 @@ DEEPEST, NAMES = 64, 1 << 20
 """Folders within folders, and bytes of paths, that are kept; what is beyond is left out."""
 FEW_SOCKETS, BUFFER = 64, 212_992
 """Sockets that are free, and what each further one may hold outside of any process."""
+CONNECTIONS = ("tcp", "tcp6", "udp", "udp6")
+"""The files that tell what sockets of the internet hold, which may be more."""
 NO_NEW_PRIVS, SECCOMP, FILTER, DUMPABLE, DROP_BOUND, AMBIENT, CLEAR = 38, 22, 2, 4, 24, 47, 4
 NOSUID_NODEV = 2 | 4
 SIGINT, SIGKILL, SIGPIPE, SIGCHLD, SIGXFSZ = 2, 9, 13, 17, 25
@@ -208,13 +210,24 @@ def used(name: str, start: str, column: int, unit: int) -> int:
 
 
 def sockets() -> int:
-    """What many sockets may hold in memory that belongs to no process."""
+    """What sockets may hold in memory that belongs to no process."""
+    held = 0
     try:
         with open("/proc/1/net/sockstat") as file:
-            count = int(file.readline().split()[2])
-    except (OSError, IndexError):
+            count, connected = int(file.readline().split()[2]), False
+            for line in file:
+                name, _, inside, *_ = line.split()
+                connected |= name in ("TCP:", "UDP:") and inside != "0"
+        for name in CONNECTIONS if connected else ():
+            with open(f"/proc/1/net/{name}") as file:
+                file.readline()
+                for line in file:
+                    sending, _, receiving = line.split()[4].partition(":")
+                    held += int(sending, 16) + int(receiving, 16)
+    except (OSError, IndexError, ValueError):
         return 0
-    return max(0, count - FEW_SOCKETS) * BUFFER
+    # A buffer takes up to twice what it holds.
+    return max(0, count - FEW_SOCKETS) * BUFFER + 2 * held
 
 
 def reap(child: int) -> int | None:
@@ -258,17 +271,16 @@ def watch(order: Order, child: int, line: int, alarm: int) -> tuple[str, int, in
         if left <= 0:
             why = "timeout"
             break
+        now = held = sockets()
         if order["watched"]:
-            left = min(left, TICK)
-            now = used("statm", "", 1, resource.getpagesize())
-            now += sockets()
+            now += used("statm", "", 1, resource.getpagesize())
             if now > order["memory"]:  # pages that several share were counted more than once
-                now = used("smaps_rollup", "Pss:", 1, 1024) + sockets()
-            peak = max(peak, now)
-            if now > order["memory"]:
-                why = "memory"
-                break
-        happened = dict(poll.poll(left * 1000 + 1))
+                now = used("smaps_rollup", "Pss:", 1, 1024) + held
+        peak = max(peak, now)
+        if now > order["memory"]:
+            why = "memory"
+            break
+        happened = dict(poll.poll(min(left, TICK) * 1000 + 1))
         if alarm in happened:
             os.read(alarm, 4096)  # whoever has died is buried above
         if line in happened:

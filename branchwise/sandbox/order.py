@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
@@ -9,6 +10,19 @@ from branchwise.core.errors import SpecError
 from branchwise.sandbox.ran import Files, Limits
 
 PAGE = 4096
+
+
+def sayable(text: str) -> bool:
+    r"""Whether the system can be told a text, as a path or a part of a command.
+
+    Example:
+        >>> sayable("a b"), sayable("a\0b"), sayable("\ud800")
+        (True, False, False)
+    """
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
 
 
 def check(files: Files, argv: Sequence[str], limits: Limits) -> None:
@@ -24,13 +38,13 @@ def check(files: Files, argv: Sequence[str], limits: Limits) -> None:
     """
     if not argv or not argv[0]:
         raise SpecError("a sandbox was given no command")
-    if any("\0" in part for part in argv):
-        raise SpecError("a part of a command for a sandbox holds a null character")
+    if not all(map(sayable, argv)):
+        raise SpecError("a part of a command for a sandbox holds what no system can be told")
     folders: set[PurePosixPath] = set()
     for path in files:
         pure = PurePosixPath(path)
         plain = str(pure) == path and pure.parts and ".." not in pure.parts
-        if not plain or pure.is_absolute() or "\0" in path:
+        if not plain or pure.is_absolute() or not sayable(path):
             raise SpecError(f"{path!r} is not a path inside a sandbox's folder")
         folders.update(pure.parents[:-1])
     if both := folders.intersection(map(PurePosixPath, files)):

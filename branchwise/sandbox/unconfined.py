@@ -47,6 +47,9 @@ class Unconfined(Config):
     the size of each file, a temporary folder, and an environment without your variables. For code
     that you have read, and for systems without namespaces.
 
+    Each run has a folder of another name. In what a program says, that name is `.`, so that equal
+    runs say the same; in the files that it writes the name is what it is.
+
     Args:
         workers: how many programs run at one time; others wait.
 
@@ -115,7 +118,7 @@ class Plain:
                 finally:
                     code = _buried(process)
                 seconds = time.perf_counter() - begun
-                out, err = streams.taken()
+                out, err = (_here(folder, text) for text in streams.taken())
                 ending: Ending = "killed" if code < 0 else "exited"
                 if stopped or streams.full:
                     ending = "output"
@@ -135,7 +138,7 @@ class Plain:
         check(files, argv, limits)
         async with self._free:
             with _folder(files) as folder, Streams() as streams:
-                talk = Talk(streams, limits.output)
+                talk = _Talk(streams, limits.output, folder)
                 process = _started(argv, limits, folder, streams, {"PYTHONUNBUFFERED": "1"})
 
                 async def bound() -> None:
@@ -149,9 +152,26 @@ class Plain:
                     _buried(process)
 
 
+class _Talk(Talk):
+    """Talk with a program whose folder is not told."""
+
+    def __init__(self, streams: Streams, longest: int, folder: Path) -> None:
+        super().__init__(streams, longest)
+        self._folder = folder
+
+    async def receive(self, seconds: float) -> bytes:
+        return _here(self._folder, await super().receive(seconds))
+
+
+def _here(folder: Path, text: bytes) -> bytes:
+    """A text in which the folder has a name that is the same in each run, and is right there."""
+    return text.replace(bytes(folder), b".")
+
+
 @contextmanager
 def _folder(files: Files) -> Generator[Path]:
-    with tempfile.TemporaryDirectory(prefix="branchwise-", ignore_cleanup_errors=True) as name:
+    with tempfile.TemporaryDirectory(prefix="branchwise-", ignore_cleanup_errors=True) as made:
+        name = os.path.realpath(made)  # as programs see it
         for path, content in files.items():
             place = Path(name, path)
             place.parent.mkdir(parents=True, exist_ok=True)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import ast
-import operator
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Literal
 
+from branchwise.core.arithmetic import evaluate
 from branchwise.core.config import Config
 from branchwise.core.node import Node
 from branchwise.core.types import Verdict
@@ -22,12 +21,6 @@ _EQUATION = re.compile(
     r"[$€£]?(?P<right>-?\d[\d,]*(?:\.\d+)?)(?![\d%]| ?[-+*/×÷^] ?\d)",
     re.IGNORECASE,
 )
-_OPERATORS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-}
 
 
 class Arithmetic(Config):
@@ -104,23 +97,11 @@ def _plain(left: str) -> str:
     return re.sub(r"[^-+*/().\d ]", "", left)
 
 
-def _value(expression: str) -> Fraction | None:
+def _value(left: str) -> Fraction | None:
     try:
-        return _worked_out(ast.parse(expression.strip(), mode="eval").body)
-    except (SyntaxError, ZeroDivisionError, ValueError):
+        return evaluate(left)
+    except ValueError:
         return None
-
-
-def _worked_out(tree: ast.expr) -> Fraction:
-    match tree:
-        case ast.Constant(value=int() | float() as value):
-            return Fraction(str(value))
-        case ast.UnaryOp(op=ast.USub(), operand=operand):
-            return -_worked_out(operand)
-        case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
-            return _OPERATORS[type(op)](_worked_out(left), _worked_out(right))
-        case _:
-            raise ValueError(ast.dump(tree))
 
 
 def _shown(value: Fraction) -> str:

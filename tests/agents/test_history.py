@@ -307,6 +307,15 @@ def test_in_a_table_the_policy_s_model_sums_up():
     assert Chat(backend=SILENT, history={"kind": "truncated", "tokens": 9}).history.tokens == 9
 
 
+async def test_a_count_that_is_never_small_ends_all_the_same():
+    policy, model = summarised(
+        lambda request, seed: "short", tokens=3000, count=lambda text: len(text) + 101
+    )
+    (step,) = await policy.propose(branch(LONG), [1])
+    assert model.requests
+    assert step.usage.calls >= 2
+
+
 def test_who_asks_by_itself_gets_the_note():
     policy, _ = summarised(lambda request, seed: "s")
     request = NextToken(policy=policy).policy.request(branch(LONG), [1])

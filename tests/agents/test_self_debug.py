@@ -5,7 +5,8 @@ import pytest
 from branchwise.agents.chat import Chat
 from branchwise.agents.reviser import Reviser
 from branchwise.backends.scripted import Scripted
-from branchwise.core.types import Task
+from branchwise.core.node import Node
+from branchwise.core.types import State, Step, Task
 from branchwise.environments.python_tests import PythonTests
 from branchwise.sandbox.unconfined import Unconfined
 from branchwise.search import Refine
@@ -95,6 +96,14 @@ async def test_without_the_rounds_or_without_listening_it_stays_broken():
 async def test_a_reviser_with_a_short_memory_still_reads_the_last_word():
     answer = await debugged("last", rounds=4, memory=1)
     assert answer.node.state.reward == 1
+
+
+async def test_it_reads_what_came_of_the_calls_that_ended_a_draft():
+    reviser = Reviser(backend=Scripted(lambda request, seed: ""), revision="{feedback}")
+    root = Node(Task("?"), State())
+    ended = State(results=("submitted", "2 of 3 pass"), observation="over", done=True)
+    draft = Node(root.task, ended, root, 0, Step("I hand it in."))
+    assert reviser.request(draft, [1]).messages[-1].content == "submitted\n2 of 3 pass\nover"
 
 
 async def test_a_prefill_begins_each_draft_as_the_model_reads_it():

@@ -1,4 +1,5 @@
 import json
+import time
 
 import pytest
 from counting import ADD, DOUBLE, START, TOOLS, WANTED, Counting, agent, done
@@ -9,13 +10,15 @@ from branchwise.agents.chat import Chat
 from branchwise.agents.tool_user import ToolUser
 from branchwise.backends.scripted import Scripted
 from branchwise.core.aio import run_sync
+from branchwise.core.around import Budget
 from branchwise.core.errors import BackendError
 from branchwise.core.node import Node
 from branchwise.core.tools import described, validated
 from branchwise.core.types import Message, State, Step, Task, Tool, ToolCall, Usage
-from branchwise.search import MCTS, Beam, BestFirst, Rollout
+from branchwise.search import MCTS, Beam, BestFirst, ParticleFilter, Rebase, Rollout
 from branchwise.solve import solve
 from branchwise.testing import check_environment
+from branchwise.verifiers.function import Function
 
 pytestmark = pytest.mark.anyio
 CONTROLLERS = {
@@ -45,6 +48,63 @@ async def test_an_agent_is_the_same_under_every_controller(kind, how):
             for call in step.tool_calls:
                 number = done(number, call.name, json.loads(call.arguments).get("amount", 0))
         assert world.code or number == node.state.snapshot
+
+
+class Shaky:
+    """A model that fails at one seed in five."""
+
+    name = "shaky"
+
+    def __init__(self, model):
+        self.model = model
+
+    async def complete(self, request):
+        whole = await self.model.complete(request)
+        steps = [
+            None if seed % 5 == 0 else step for seed, step in zip(request.seeds, whole, strict=True)
+        ]
+        if None in steps:
+            raise BackendError("no answer", arrived=steps, spent=Usage(calls=1))
+        return whole
+
+
+MORE = {"rebase": Rebase(n=12), "particles": ParticleFilter(n=12)}
+
+
+@pytest.mark.parametrize("how", sorted((CONTROLLERS | MORE).keys() - {"rollout"}))
+@pytest.mark.parametrize("kind", ["native", "text", "react", "code"])
+async def test_calls_that_fail_cost_their_own_branch_only(kind, how):
+    policy, world = agent(kind)
+    policy = policy.model_copy(update={"backend": Shaky(policy.backend)})
+    answer = await solve(
+        "Ten?",
+        policy=policy,
+        controller=(CONTROLLERS | MORE)[how],
+        environment=world,
+        verifier=Function(lambda node: 1 / (1 + abs(WANTED - node.state.snapshot))),
+    )
+    assert (answer.value, answer.stopped) == (str(WANTED), "finished")
+    assert {node.failure for node in answer.root.walk()} == {None, "no answer"}
+
+
+@pytest.mark.parametrize("how", CONTROLLERS | MORE)
+async def test_a_model_that_never_stops_calling_or_says_nothing_is_cut(how):
+    endless = Step("", finish="tools", tool_calls=(ToolCall("x", "nothing", "{}"),) * 2)
+    for said in (endless, ""):
+        answer = await solve(
+            "Ten?",
+            policy=ToolUser(backend=Scripted(lambda request, seed, said=said: said)),
+            controller=(CONTROLLERS | MORE)[how],
+            environment=Counting(),
+            verifier=Function(lambda node: 0.5),
+            budget=Budget(nodes=150),
+            horizon=4,
+        )
+        nodes = list(answer.root.walk())
+        assert max(node.depth for node in nodes) == (4 if said else 1)
+        assert answer.value == ("" if not said else None)
+        assert all(node.state.cut for node in nodes if node.depth == 4)
+        assert not any(node.failure for node in nodes)
 
 
 async def test_the_world_of_these_tests_keeps_the_laws():
@@ -329,3 +389,75 @@ def test_a_schema_may_refer_to_itself():
 @pytest.mark.parametrize("schema", [{"$ref": "#"}, {"$ref": "#/nowhere"}, {"type": "numbre"}])
 def test_a_schema_that_is_broken_says_so(schema):
     assert validated(Tool("loop", "", schema), "{}").startswith("the schema of loop is broken: ")
+
+
+NODE = {"$ref": "#/$defs/node"}
+WAY = {"type": "object", "properties": {"a": NODE}}
+EITHER = {"anyOf": [WAY, WAY | {"required": ["b"]}]}
+
+
+@pytest.mark.parametrize(
+    ("schema", "arguments"),
+    [
+        ({"$defs": {"node": EITHER}, "properties": {"a": NODE}}, '{"a":' * 25 + "1" + "}" * 25),
+        (
+            {
+                "$defs": {"30": {"type": "string"}}
+                | {f"{i}": {"allOf": [{"$ref": f"#/$defs/{i + 1}"}] * 2} for i in range(30)},
+                "$ref": "#/$defs/0",
+            },
+            "{}",
+        ),
+        (
+            {"properties": {"x": {"uniqueItems": True}}},
+            json.dumps({"x": [{"i": i} for i in range(3000)]}),
+        ),
+    ],
+)
+def test_a_schema_cannot_ask_for_endless_work(schema, arguments):
+    began = time.process_time()
+    assert validated(Tool("plant", "", schema), arguments).endswith("it takes too long")
+    assert time.process_time() - began < 5
+
+
+@pytest.mark.parametrize("names", ["pattern", "patternProperties"])
+def test_patterns_that_may_take_for_ever_are_not_matched(names):
+    text = "a" * 40 + "b"
+    schema = {"properties": {"x": {"pattern": "^(a+)+$"}}}
+    if names == "patternProperties":
+        schema = {"patternProperties": {"^(a+)+$": {}}, "additionalProperties": False}
+    given = {"x": text, text: 1}
+    assert validated(Tool("match", "", schema), json.dumps(given)) == given
+    dates = Tool("date", "", {"properties": {"day": {"pattern": "^[0-9]{4}-[0-9]{2}$"}}})
+    assert validated(dates, '{"day": "2024-02"}') == {"day": "2024-02"}
+    assert "does not match" in validated(dates, '{"day": "May"}')
+
+
+@pytest.mark.parametrize(
+    "arguments", ['{"amount": 1e400}', '{"amount": NaN}', '{"amount": "\\ud800"}']
+)
+def test_what_no_json_can_say_is_told(arguments):
+    assert validated(ADD, arguments).startswith("the arguments are no JSON: ")
+
+
+def test_numbers_that_no_float_holds_are_told():
+    tool = Tool("halve", "", {"properties": {"x": {"multipleOf": 0.5}}})
+    assert validated(tool, '{"x": 1' + "0" * 400 + "}").startswith(
+        "the arguments cannot be checked"
+    )
+
+
+def test_a_reply_of_many_broken_tags_is_read_in_linear_time():
+    policy = ToolUser(backend=Scripted(lambda request, seed: ""), protocol="text")
+    node = Node(Task("?"), State(tools=TOOLS))
+    began = time.process_time()
+    step = policy.read(Step("<tool_call>" * 20_000), node)
+    assert len(step.tool_calls) == 20_000
+    assert time.process_time() - began < 3  # 10 seconds if each tag looked for the last one
+
+
+def test_no_arguments_may_be_written_as_null():
+    policy = ToolUser(backend=Scripted(lambda request, seed: ""))
+    said = Step('<tool_call>{"name": "double", "arguments": null}</tool_call>')
+    (call,) = policy.read(said, Node(Task("?"), State(tools=TOOLS))).tool_calls
+    assert validated(DOUBLE, call.arguments) == {}

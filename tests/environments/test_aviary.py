@@ -126,9 +126,9 @@ async def test_results_stand_in_the_order_of_their_calls():
 @pytest.mark.parametrize("arguments", ['{"number": ', "[2]", "2", "[" * 100_000])
 async def test_arguments_that_are_none_are_told_so(arguments):
     alone = await after(call(("add", arguments)))
-    assert alone.results[0].startswith("The arguments are not ")
+    assert alone.results[0].startswith("Error: the arguments are no JSON")
     beside = await after(call(("add", arguments), add(3)))
-    assert beside.results[0].startswith("The arguments are not ")
+    assert beside.results[0].startswith("Error: the arguments are no JSON")
     assert beside.results[1] == "3"
 
 

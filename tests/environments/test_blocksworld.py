@@ -113,6 +113,27 @@ def test_a_goal_that_is_too_far_is_a_dead_end():
     assert HAND.best(start([["A", "B"]], [["A", "A"]])) == 0.0
 
 
+def test_the_solver_refuses_what_would_take_minutes():
+    state = start([[name] for name in "ABCDEFGH"], [["A", "B"]])
+    with pytest.raises(SpecError, match="more than 7 blocks"):
+        HAND.best(state)
+    assert len(HAND.moves(state)) == 8
+
+
+WORDS = ["pick up", "put down", "stack", "unstack", "move", "on", "from", "to", "top of", "the"]
+WORDS += ["table", "A", "B", "c", "block", "D", "\n", "red", "_", "é"]
+
+
+@given(st.lists(st.sampled_from(WORDS), max_size=12).map(" ".join), st.sampled_from([HAND, MOVE]))
+def test_nothing_that_is_said_breaks_the_game(text, game):
+    root = start(*SUSSMAN, game)
+    state = game.after(root, Step(text))
+    blocks = [name for stack in state.snapshot["stacks"] for name in stack]
+    assert sorted([*blocks, *filter(None, [state.snapshot["hand"]])]) == ["A", "B", "C"]
+    for move in game.moves(state):
+        assert "Illegal" not in game.after(state, Step(move)).observation
+
+
 @pytest.mark.parametrize(
     ("line", "why"),
     [

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from branchwise.environments.calculator import calculator, evaluate, spelled
+from branchwise.core.arithmetic import evaluate, spelled
+from branchwise.environments.calculator import calculator
 
 NUMBERS = st.integers(0, 10**6).map(lambda n: (str(n), Fraction(n))) | st.decimals(
     0, 1000, places=3

@@ -170,6 +170,47 @@ def test_what_is_illegal_says_why_and_changes_nothing(line, why):
     assert after(GAME, state, "13 - 9 = 4").observation == "Left: 10 4 4"
 
 
+PIECES = [
+    *"0149()+-*/=:,x×÷",
+    " ",
+    "\n",
+    " left: ",
+    "Answer: ",
+    "13",
+    "10 - 4",
+    " = ",
+    "1/0",
+    "9" * 300,
+]
+
+
+@settings(max_examples=400)
+@given(st.lists(st.sampled_from(PIECES) | st.text(max_size=3), max_size=12).map("".join))
+@pytest.mark.parametrize("task", ["4 9 10 13", "1 1/2 0 -3"])
+def test_nothing_that_is_said_breaks_the_game(task, text):
+    root = run_sync(GAME.reset, Task(task))
+    state = GAME.after(root, Step(text))
+    assert state == GAME.after(root, Step(text))
+    assert state.reward == float(state.done and state.answer is not None and won(state.answer))
+    if "Illegal" in state.observation.partition("\n")[0] and "\n" not in text:
+        assert state.snapshot == root.snapshot | {"steps": 1}
+    for move in GAME.moves(state)[:3]:
+        assert "Illegal" not in GAME.after(state, Step(move)).observation
+
+
+def won(answer):
+    with suppress(ZeroDivisionError):
+        return eval(re.sub("[0-9]+", r"Fraction(\g<0>)", answer), {"Fraction": Fraction}) == 24
+    return False
+
+
+def test_the_solver_refuses_what_would_take_minutes():
+    state = run_sync(GAME.reset, Task("1 2 3 4 5 6 7"))
+    with pytest.raises(SpecError, match="more than 6 numbers"):
+        GAME.best(state)
+    assert GAME.moves(state)
+
+
 def test_zero_cannot_be_divided_by():
     state = after(GAME, reset(GAME, Task("4 4 5 6")), "4 - 4 = 0", "5 / 0 = 0")
     assert "divides by zero" in state.observation

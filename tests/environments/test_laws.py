@@ -1,5 +1,6 @@
 """What holds for every environment; a new one adds its row to `WORLDS`."""
 
+import importlib.util
 import json
 import shutil
 from collections.abc import Callable
@@ -14,10 +15,20 @@ from hypothesis import strategies as st
 from branchwise import run_sync, testing
 from branchwise.core.errors import SpecError, WorldError
 from branchwise.core.types import State, Step, Task, ToolCall
+from branchwise.environments.adapters.gymnasium import Gymnasium
+from branchwise.environments.adapters.mcp import MCP
+from branchwise.environments.blocksworld import Blocksworld
+from branchwise.environments.calculator import calculator
 from branchwise.environments.command_line import CommandLine
+from branchwise.environments.countdown import Countdown
+from branchwise.environments.game24 import Game24
+from branchwise.environments.grid import Grid
 from branchwise.environments.math import Math
+from branchwise.environments.program_aided import ProgramAided
 from branchwise.environments.python_repl import PythonREPL
+from branchwise.environments.python_tests import PythonTests
 from branchwise.environments.sessions import Sessions
+from branchwise.environments.tools import Tools
 from branchwise.environments.workspace import Workspace
 from branchwise.environments.writing import Writing
 from branchwise.sandbox.bubblewrap import Bubblewrap
@@ -32,7 +43,7 @@ class World:
         open: a context of the environment.
         task: a task it knows.
         actions: a strategy of steps, sensible ones and others.
-        needs: a program on the path, such as `bwrap`; empty where it needs none.
+        needs: a program on the path, such as `bwrap`, or a package; empty where it needs none.
         examples: how many trees are tried.
     """
 
@@ -108,6 +119,46 @@ TOOLS = tools(
     ("test", {}),
     ("submit", {}),
 )
+PROGRAMS = texts(
+    "def f(x):\n    return 2 * x", "```python\ndef f(x):\n    return x\n```", "answer = 3", "No."
+)
+DOUBLE = Task("Twice x.\n>>> f(2)\n4\n", meta={"entry_point": "f"})
+SUMS = tools(
+    ("calculator", {"expression": "12 * 7"}), ("calculator", {"expression": "1 /"}), ("add", {})
+)
+CALLS = tools(("add", {"number": 2}), ("add", {"number": "?"}), ("total", {}), ("nothing", {}))
+STACK = Task("A is on B. B is on the table. Goal: B is on A.")
+BLOCKS = texts("unstack A from B", "put down A", "pick up B", "stack B on A", "jump")
+NUMBERS = texts(
+    "13 - 9 = 4", "10 - 4 = 6", "4 * 6 = 24", "4 + 9 = 12", "Answer: (13 - 9) * (10 - 4)"
+)
+WAYS = texts("up", "right", "left", "down\nup", "?")
+
+
+def lake():
+    options = {"is_slippery": False}
+    actions = ("left", "down", "right", "up")
+    return Gymnasium(id="FrozenLake-v1", options=options, actions=actions, live=2).open()
+
+
+def server():
+    """A server of tools that remembers, in memory; each session has a server of its own."""
+    from mcp.server.mcpserver import MCPServer  # noqa: PLC0415  (an extra)
+
+    app, totals = MCPServer("sums", log_level="CRITICAL"), []
+
+    @app.tool()
+    def add(number: int) -> int:
+        totals.append(number)
+        return sum(totals)
+
+    @app.tool()
+    def total() -> int:
+        return sum(totals)
+
+    return app
+
+
 CLAIMS = texts("(check-sat)", "(assert false)(check-sat)", "```smt2\n(\n```")
 
 
@@ -124,6 +175,17 @@ WORLDS = {
     "sessions that save": World(walks(saves=True, live=2), ANY, texts("+", "-", "?")),
     "python-repl": World(sandboxed(lambda s: PythonREPL(sandbox=s, live=2)), ANY, CODE, "bwrap", 3),
     "workspace": World(sandboxed(lambda s: Workspace(sandbox=s)), ANY, TOOLS, "bwrap", 3),
+    "tools": World(lambda: nullcontext(Tools(functions=[calculator])), ANY, SUMS | SAID),
+    "game24": World(lambda: nullcontext(Game24()), Task("4 9 10 13"), NUMBERS),
+    "countdown": World(lambda: nullcontext(Countdown()), Task("4 9 10 13 24"), NUMBERS),
+    "blocksworld": World(lambda: nullcontext(Blocksworld()), STACK, BLOCKS),
+    "grid": World(lambda: nullcontext(Grid()), ANY, WAYS),
+    "gymnasium": World(lake, ANY, WAYS, "gymnasium", 10),
+    "mcp": World(lambda: MCP(server=server, live=2).open(), ANY, CALLS | SAID, "mcp", 2),
+    "program-aided": World(sandboxed(lambda s: ProgramAided(sandbox=s)), ANY, PROGRAMS, "bwrap", 2),
+    "python-tests": World(
+        sandboxed(lambda s: PythonTests(sandbox=s, attempts=3)), DOUBLE, PROGRAMS, "bwrap", 3
+    ),
     "command-line": World(sandboxed(z3), ANY, CLAIMS, "z3", 2),
 }
 
@@ -163,7 +225,8 @@ async def coming_back_changes_nothing(row, branches, visits):
 @pytest.mark.parametrize("name", WORLDS)
 def test_leaving_a_node_and_coming_back_never_changes_the_world(name, backend):
     row = WORLDS[name]
-    if row.needs and not (shutil.which("bwrap") and shutil.which(row.needs)):
+    package = row.needs and importlib.util.find_spec(row.needs)
+    if row.needs and not (package or (shutil.which("bwrap") and shutil.which(row.needs))):
         pytest.skip(f"{row.needs} is not installed, or bwrap")
 
     @settings(max_examples=row.examples)

@@ -22,6 +22,7 @@ pytestmark = [
 ]
 SERVER = Path(__file__).with_name("mcp_server.py")
 STDIO = (sys.executable, str(SERVER), "stdio")
+PLAIN = (sys.executable, "-S", str(SERVER.with_name("plain_mcp_server.py")))
 TASK = Task("Count to nine.")
 
 
@@ -50,7 +51,7 @@ async def walked(world, *actions):
 
 
 async def test_a_process_for_each_session_and_what_becomes_of_it():
-    async with MCP(command=STDIO).open() as world:
+    async with MCP(command=PLAIN).open() as world:
         _, one, three, seven = await walked(world, *ADD)
         pid = int((await world.step(seven, call("pid"))).results[0])
         other = await world.step(one, call("add", number=40))
@@ -70,8 +71,15 @@ async def test_a_process_for_each_session_and_what_becomes_of_it():
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_process_of_the_sdk(anyio_backend):
+    async with MCP(command=STDIO).open() as world:
+        states = await walked(world, *ADD)
+    assert states[0].observation == "Count with care."
+    assert states[-1].results == ("7",)
+
+
 async def test_a_stateless_server_that_dies_is_started_again():
-    async with MCP(command=STDIO, stateless=True).open() as world:
+    async with MCP(command=PLAIN, stateless=True).open() as world:
         root = await world.reset(TASK)
         with pytest.raises(WorldError, match="failed at die"):
             await world.step(root, call("die"))
@@ -120,9 +128,9 @@ async def test_what_goes_wrong_in_a_call_is_its_result(url, stateless):
         (_, state) = await walked(world, Step("", finish="tools", tool_calls=wrong))
     fail, unknown, kind, *texts, right = state.results
     assert "fail" in fail
-    assert unknown.startswith("There is no tool 'nothing' here. The tools are: add, double")
+    assert unknown.startswith("Error: there is no tool 'nothing' (there is add, double")
     assert "integer" in kind
-    assert texts == ["The arguments of double have to be a JSON object."] * 3
+    assert all(text.startswith("Error: the arguments are no JSON") for text in texts)
     assert right == "8"
     assert not state.done
 
@@ -131,7 +139,7 @@ async def test_only_the_tools_that_are_named(url):
     async with MCP(url=url, tools=("double",)).open() as world:
         root, state = await walked(world, call("add", number=1))
     assert [tool.name for tool in root.tools] == ["double"]
-    assert state.results == ("There is no tool 'add' here. The tools are: double.",)
+    assert state.results == ("Error: there is no tool 'add' (there is double)",)
     async with MCP(url=url, tools=("treble",)).open() as world:
         with pytest.raises(SpecError, match="no tool 'treble'"):
             await world.reset(TASK)

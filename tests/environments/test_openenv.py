@@ -118,8 +118,8 @@ async def test_tools(url):
     assert root.tools[0].parameters["properties"] == {"number": {"type": "integer"}}
     assert state.results == (
         "the tool is broken",
-        "There is no tool 'none' here. The tools are: add, fail.",
-        "The arguments of add have to be a JSON object.".replace("have", "has"),
+        "Error: there is no tool 'none' (there is add, fail)",
+        "Error: the arguments are no JSON object",
         "3",
     )
     assert over.results == ("12", "The call was not made: the episode was over.")

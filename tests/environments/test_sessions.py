@@ -2,7 +2,6 @@ import dataclasses
 import json
 import random
 import re
-from itertools import pairwise
 from pathlib import Path
 
 import anyio
@@ -163,8 +162,9 @@ async def test_replay_begins_at_the_last_state_that_could_be_saved():
 async def test_snapshots_share_their_past_and_equal_saved_ones_are_equal():
     async with Sessions(Adding().start) as world:
         states = await line(world, "22")
-        for before, after in pairwise(states):
-            assert after.snapshot["before"] is before.snapshot
+        one, two = states[1:]
+        assert one.snapshot["before"] is two.snapshot["before"] is states[0].snapshot
+        assert one.snapshot["actions"][0] is two.snapshot["actions"][0]
     async with Sessions(Adding("always").start) as world:
         states = await line(world, "22")
         again = await world.step(states[0], Step("2"))
@@ -183,6 +183,16 @@ async def test_a_saved_tree_goes_on_in_another_process(saves):
     async with Sessions(Adding(saves).start) as elsewhere:
         after = await elsewhere.step(child.state, Step("8"))
     assert after.observation == digits(TASK, "2248")
+
+
+async def test_a_state_two_thousand_actions_deep_can_be_saved_and_gone_on_from():
+    actions = "04" * 1000
+    async with Sessions(Adding().start) as world:
+        *_, last = await line(world, actions)
+    again = State(json.loads(json.dumps(last.snapshot)))
+    assert again.snapshot == last.snapshot
+    async with Sessions(Adding().start) as elsewhere:
+        assert (await elsewhere.step(again, Step("6"))).observation == digits(TASK, actions + "6")
 
 
 async def test_tool_calls_reach_a_replay_too():

@@ -294,3 +294,17 @@ async def test_the_page_works():
         await names["main"]()
     except SpecError as error:
         pytest.skip(f"no sandbox: {error}")
+
+
+async def test_texts_that_no_system_takes_are_wrong_calls():
+    async with workspace() as world:
+        state = await world.reset(TASK)
+        assert "no path of a file" in await result(
+            world, state, "write_file", path="a\0b", content=""
+        )
+        assert "no shell can read" in await result(world, state, "run", command="echo \0")
+        odd = await result(world, state, "run", command="touch \"$(printf '\\376')\"")
+        assert "as they were before" in odd
+        spoilt = ToolCall("0", "write_file", '{"path": "\\ud800", "content": "\\ud800"}')
+        after = await world.step(state, Step("", finish="tools", tool_calls=(spoilt,)))
+        assert after.snapshot == state.snapshot

@@ -2,6 +2,7 @@ import importlib.util
 import json
 import random
 import sys
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,31 @@ def test_the_table_is_the_same_each_time_in_every_protocol(capsys):
     assert "best-first" in printed
 
 
+def test_a_real_model_is_asked_for_less_and_told_what_it_may_cost(capsys, monkeypatch):
+    class Counted:
+        def __init__(self, model):
+            assert model == "some model"
+
+        @asynccontextmanager
+        async def open(self):
+            def reply(request, seed):
+                nonlocal replies
+                replies += 1
+                return example.scripted(request, seed)
+
+            yield Scripted(reply)
+
+    replies = 0
+    monkeypatch.setattr(example, "HF", Counted)
+    arrived = dict(example.main(["--model", "some model", "--tasks", "20"]))
+    first = capsys.readouterr().out.splitlines()[0]
+    most, longest = (int(word) for word in first.split() if word.isdigit())
+    assert replies <= most == 20 * (12 + 12 + 40 + 40)
+    assert replies * longest / 2 < 60_000
+    assert arrived["rollout, greedy"] == 0
+    assert arrived["best-first"] > arrived["rollout"] + 5
+
+
 @pytest.mark.parametrize(
     ("right", "n", "interval"),
     [(0, 20, (0.0, 0.1611)), (10, 20, (0.2993, 0.7007)), (20, 20, (0.8389, 1.0))],
@@ -136,7 +162,7 @@ async def test_a_model_that_says_anything_at_all_breaks_nothing():
     def reply(request, seed):
         return "".join(noise.choices(pieces, k=4))
 
-    answer = await example.travel(Scripted(reply), TASKS[0], "best-first", fanout=3)
+    answer = await example.travel(Scripted(reply), TASKS[0], "best-first", effort=example.Effort(3))
     assert answer.stopped == "finished"
     assert all(node.failure is None for node in answer.root.walk())
 
@@ -184,7 +210,9 @@ def tiny(tmp_path_factory):
 @pytest.mark.parametrize("protocol", ["text", "native", "react"])
 async def test_the_local_engine_can_be_asked(anyio_backend, tiny, protocol):
     async with HF(model=tiny, dtype="float32", threads=1, memory=0.2).open() as model:
-        answer = await example.travel(model, TASKS[0], "beam", fanout=1, protocol=protocol)
+        answer = await example.travel(
+            model, TASKS[0], "beam", effort=example.Effort(1), protocol=protocol
+        )
     assert len(answer.root.children) >= 1
     for node in answer.root.children:
         assert node.failure is None
@@ -195,5 +223,5 @@ async def test_the_local_engine_can_be_asked(anyio_backend, tiny, protocol):
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_a_real_model_can_be_asked(anyio_backend):
     async with HF(model="smollm2-135m-instruct").open() as model:
-        answer = await example.travel(model, TASKS[0], "best-first", fanout=2)
+        answer = await example.travel(model, TASKS[0], "best-first", effort=example.Effort(2))
     assert len(answer.root.children) == 2

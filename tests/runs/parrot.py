@@ -11,14 +11,18 @@ TOKENS = ("The answer is 3.", "1", "2", "\n", "")
 
 class Parrot(Config):
     model: str = "parrot"
+    says: str = ""
 
     @asynccontextmanager
     async def open(self):
-        yield _Live()
+        yield _Live(self.says)
 
 
 class _Live:
     name = "parrot"
+
+    def __init__(self, says):
+        self.says = says
 
     async def complete(self, request):
         return [self._step(request, random.Random(seed)) for seed in request.seeds]
@@ -28,6 +32,8 @@ class _Live:
 
     def _step(self, request, draws):
         usage = Usage(calls=1, completion=1)
+        if self.says:
+            return Step(self.says, finish="end", usage=usage)
         if request.max_tokens == 1:
             ranked = list(enumerate(TOKENS))[:: -1 if request.said else 1]  # soon it ends
             law = [math.log(0.5 / 2**rank) for rank in range(len(ranked))]

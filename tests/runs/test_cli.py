@@ -1,7 +1,9 @@
 """The commands as a user meets them."""
 
+import gzip
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -51,6 +53,11 @@ def folder(tmp_path, monkeypatch):
     rows = [{"question": f"What is {i} + {i + 1}?", "answer": str(2 * i + 1)} for i in range(12)]
     Path("sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     Path("spec.toml").write_text(SPEC)
+    monkeypatch.setitem(sys.modules, "gymnasium", None)
+    Path("broken.jsonl.gz").write_bytes(
+        gzip.compress(random.Random(0).randbytes(99))[:-9] + b"?" * 9
+    )
+    Path("plain.csv.gz").write_text("question,answer\n")
     return tmp_path
 
 
@@ -133,6 +140,9 @@ def test_targets_are_shown_only_to_an_oracle(folder, capsys):
 
 BEAM = '{ kind = "beam", width = 2, fanout = 2 }'
 
+RISK = '[sandbox]\nkind = "none-i-accept-the-risk"\n\n'
+GRADER = '[grader]\nkind = "exact"'
+
 BAD = {
     "modle": (
         '[model]\nkind = "echo:Echo"',
@@ -201,6 +211,18 @@ BAD = {
         'path = "sums.jsonl"\nprompt = "questoin"',
         "sums.jsonl, line 1: no field 'questoin' for data.prompt (did you mean 'question'?)",
     ),
+    "made": (
+        '"sums.jsonl"',
+        '"reasoning-gym:leg-counting"',
+        "data.path: 'reasoning-gym:leg-counting' is not of the form reasoning-gym:FAMILY",
+    ),
+    "how many": (
+        '"sums.jsonl"',
+        '"reasoning-gym:leg_counting"',
+        "data.limit: say how many problems shall be made",
+    ),
+    "packed": ('"sums.jsonl"', '"broken.jsonl.gz"', "broken.jsonl.gz: cannot be read: "),
+    "unpacked": ('"sums.jsonl"', '"plain.csv.gz"', "plain.csv.gz: cannot be read: Not a gzipped"),
     "hub": (
         '"sums.jsonl"',
         '"hf:sums"',
@@ -296,6 +318,81 @@ BAD = {
         '{ kind = "beam" }\npolicies.next = { kind = "next-token" }',
         "spec.toml: strategies.2.policies.next: next-token says one token at a time, which this world takes for an answer cut short: set environment.continue_at_length = true",
     ),
+    **{
+        name: (GRADER, f"{table}\n{GRADER}", said)
+        for name, table, said in (
+            (
+                "world",
+                '[environment]\nkind = "python-test"\n',
+                "spec.toml: environment: unknown kind 'python-test' (did you mean 'python-tests'?)",
+            ),
+            (
+                "field of a world",
+                '[environment]\nkind = "python-tests"\natempts = 2\n',
+                "spec.toml: environment.atempts: there is no such field (did you mean 'attempts'?)",
+            ),
+            (
+                "sandbox",
+                '[sandbox]\nkind = "bubblewarp"\n',
+                "spec.toml: sandbox: unknown kind 'bubblewarp' (did you mean 'bubblewrap'?)",
+            ),
+            (
+                "tool",
+                '[environment]\nkind = "tools"\nfunctions = ["nowhere:f"]\n',
+                "spec.toml: environment.functions.0: cannot load 'nowhere:f': No module named 'nowhere'",
+            ),
+            (
+                "problem",
+                '[environment]\nkind = "countdown"\n',
+                "problem 0: Countdown has positive whole numbers only: 'What is 0 + 1?'",
+            ),
+            (
+                "folder",
+                '[environment]\nkind = "workspace"\nfolder = "/nowhere"\n',
+                "problem 0: there is no folder /nowhere",
+            ),
+            (
+                "prover",
+                f'{RISK}[environment]\nkind = "command-line"\ncommand = ["nosuch"]\nfile = "a"\n',
+                "command: there is no 'nosuch' in the sandbox (install it",
+            ),
+            (
+                "package",
+                '[environment]\nkind = "gymnasium"\nid = "FrozenLake-v1"\n',
+                "gymnasium needs its package (pip install gymnasium)",
+            ),
+            (
+                "server",
+                '[environment]\nkind = "openenv"\nurl = "nonsense"\n',
+                "spec.toml: environment.url: the URL of a server begins with http, https, ws or wss",
+            ),
+        )
+    },
+    "no tools": (
+        "temperature = 1.0 }",
+        'temperature = 1.0 }\nkind = "react"',
+        "spec.toml: policy: react calls tools, and the world math has none: environment.kind =",
+    ),
+    "grader": (
+        GRADER,
+        '[grader]\nkind = "reasoning-gym"',
+        "spec.toml: grader: reasoning-gym grades problems that it has made: data.path = ",
+    ),
+    "router": (
+        "sampling = { temperature = 1.0 }",
+        'kind = "router"\npolicies.a = { kind = "chaat" }',
+        "spec.toml: policy.policies.a: unknown kind 'chaat' (did you mean 'chat'?)",
+    ),
+    "nobody routed": (
+        "sampling = { temperature = 1.0 }",
+        'kind = "router"',
+        "spec.toml: policy.policies: the field is missing",
+    ),
+    "history": (
+        "temperature = 1.0 }",
+        'temperature = 1.0 }\nhistory = { kind = "truncated", token = 9 }',
+        "spec.toml: policy.history.token: there is no such field (did you mean 'tokens'?)",
+    ),
     "no model": (
         'kind = "echo:Echo"',
         'kind = "hf"\nmodel = "qwen2.5-coder-0.5b-instrct"',
@@ -335,6 +432,76 @@ policy = { kind = "next-token" }
         "error: the backend gives no candidates (the local engine does: backend kind hf)\n"
     )
     assert Path("runs/spec/results.jsonl").read_text()
+
+
+def test_a_run_that_could_not_begin_binds_nobody(folder, capsys, monkeypatch):
+    """Without a sandbox nothing is spent, and the mended spec may use the same directory."""
+    world = '[environment]\nkind = "python-tests"\n\n[grader]'
+    Path("spec.toml").write_text(SPEC.replace("[grader]", world, 1))
+    monkeypatch.setenv("PATH", str(folder))
+    status, _, err = command(capsys, "run", "spec.toml")
+    assert (status, len(err.splitlines())) == (2, 1)
+    assert "error: there is no `bwrap` on the path (install bubblewrap" in err
+    assert not Path("runs/spec/journal.jsonl").exists()
+    accepted = ["--set", "sandbox=none-i-accept-the-risk", "--set", "strategies.lines.horizon=9"]
+    assert command(capsys, "run", "spec.toml", *accepted)[0] == 0
+    status, _, err = command(capsys, "run", "spec.toml", "--set", "seed=1")
+    assert "holds a run of another spec: sandbox, seed, strategies changed" in err
+
+
+def test_a_world_out_of_reach_is_an_outage_and_keeps_what_is_done(folder, capsys):
+    pytest.importorskip("websockets")
+    world = '[environment]\nkind = "openenv"\nurl = "http://127.0.0.1:9"\n\n[grader]'
+    Path("spec.toml").write_text(SPEC.replace("[grader]", world, 1))
+    status, _, err = command(capsys, "run", "spec.toml")
+    assert status == 1
+    assert "error: the run stopped: no connection to the OpenEnv server ws://127.0.0.1:9" in err
+    assert "0 results are kept in runs/spec; the same command goes on" in err
+
+
+WON = """
+[model]
+kind = "parrot:Parrot"
+says = "Answer: (10 - 4) * (13 - 9)"
+
+[environment]
+kind = "game24"
+
+[grader]
+kind = "reward"
+
+[data]
+path = "games.jsonl"
+target = ""
+
+[[strategies]]
+name = "one"
+search = { kind = "rollout" }
+"""
+
+
+def test_a_world_that_knows_what_is_right_needs_no_targets(folder, capsys):
+    Path("spec.toml").write_text(WON)
+    games = [{"question": "4 9 10 13"}, {"question": "1 1 1 1"}]
+    Path("games.jsonl").write_text("\n".join(map(json.dumps, games)))
+    assert command(capsys, "run", "spec.toml")[0] == 0
+    rows = [json.loads(line) for line in Path("runs/spec/results.jsonl").read_text().splitlines()]
+    assert {row["problem"]: row["grade"] for row in rows} == {"0": "right", "1": "wrong"}
+    assert command(capsys, "run", "spec.toml", "--out", "r", "--set", "grader.kind=exact")[0] == 0
+    rows = [json.loads(line) for line in Path("r/results.jsonl").read_text().splitlines()]
+    assert ("ungraded", "no target") in {(row["grade"], row["why"]) for row in rows}
+
+
+def test_programs_are_shown_as_they_are_and_listed_in_brief(folder, capsys):
+    program = "def double(x):\n    return 2 * x"
+    parts = ["model.kind=parrot:Parrot", f"model.says=```python\n{program}\n```"]
+    parts += ["environment.kind=python-tests", "sandbox=none-i-accept-the-risk"]
+    parts += ['verifier={ kind = "echo:Flat" }']
+    changes = [word for part in parts for word in ("--set", part)]
+    status, out, err = command(capsys, "solve", "Double x.", *changes)
+    assert (status, err) == (0, "")
+    assert f"\nanswer:\n{program}\n\nthe program loads\n" in out
+    assert "finished branches: def double(x): ... (8);" in out
 
 
 def test_reading_needs_a_model_that_reads(folder, capsys):

@@ -419,17 +419,8 @@ def runs(request):
 numbers_are_known = platform.machine() == "x86_64"
 
 
-OPEN = {
-    "memory in connections": "buffers of TCP belong to no process, and version 1 counts them apart"
-}
-NAMES = [
-    pytest.param(name, marks=[pytest.mark.xfail(reason=OPEN[name])] if name in OPEN else [])
-    for name in ATTACKS
-]
-
-
 @needs
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ATTACKS)
 def test_an_attack_ends_as_it_should(runs, name):
     if name not in runs:
         pytest.skip("the numbers of system calls are those of x86_64")

@@ -122,6 +122,18 @@ async def a_command_that_is_not_there_is_the_programs_fault(sandbox):
 
 
 @scenario
+async def a_run_can_be_repeated(sandbox):
+    code = b"import os, part; print(os.getcwd(), os.environ, flush=True); part.fall()"
+    files = {"main.py": code, "part.py": b"def fall(): print(__file__, flush=True); 1 / 0"}
+    runs = [await sandbox.run(files, ["python", "main.py"]) for _ in range(2)]
+    assert runs[0].stdout == runs[1].stdout
+    assert runs[0].stderr == runs[1].stderr
+    assert b"/main.py" in runs[0].stderr
+    async with sandbox.start(files, ["python", "main.py"]) as running:
+        assert (await running.receive(20)).split()[0] == runs[0].stdout.split()[0]
+
+
+@scenario
 async def any_command_of_the_system_runs(sandbox):
     ran = await sandbox.run({}, ["sh", "-c", "cat; echo $0 $1", "a", "b c"], stdin=b"in ")
     assert ran.stdout == b"in a b c\n"
@@ -370,6 +382,15 @@ def test_packages_are_there_only_where_they_are_wanted():
 
     assert anyio.run(ran, Bubblewrap(warm=0, packages=True)).stdout == b"1\n"
     assert b"No module named 'anyio'" in anyio.run(ran, Bubblewrap(warm=0)).stderr
+
+
+@pytest.mark.anyio
+@pytest.mark.usefixtures("_bubblewrap")
+async def test_an_interpreter_that_programs_could_not_see_is_refused(monkeypatch):
+    monkeypatch.setattr(sys, "prefix", "/tmp/environment")
+    with pytest.raises(SpecError, match="/tmp/environment") as caught:
+        await Bubblewrap(packages=True).open().__aenter__()
+    assert "elsewhere" in caught.value.hint
 
 
 @pytest.mark.anyio

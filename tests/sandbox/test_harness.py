@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from branchwise.core.aio import gather
 from branchwise.core.errors import SandboxError, SpecError
-from branchwise.sandbox import checker
 from branchwise.sandbox.bubblewrap import Bubblewrap
+from branchwise.sandbox.checker import wire
 from branchwise.sandbox.harness import check, prepared, trusted
 from branchwise.sandbox.ran import Limits, Ran
 
@@ -42,12 +42,12 @@ def opaque(_):
 
 def packed(value):
     out = bytearray()
-    checker.pack(value, out, opaque)
+    wire.pack(value, out, opaque)
     return bytes(out)
 
 
 def crossed(value):
-    return checker.unpack(packed(value), opaque)
+    return wire.unpack(packed(value), opaque)
 
 
 ATOMS = st.one_of(
@@ -123,8 +123,8 @@ def test_garbage_is_no_value(value, data):
     changed[place] ^= data.draw(st.integers(1, 255))
     for garbage in (whole[:-1], whole + b"N", b"", bytes(changed)):
         try:
-            got = checker.unpack(garbage, lambda *_: None)
-        except checker.GarbledError:
+            got = wire.unpack(garbage, lambda *_: None)
+        except wire.GarbledError:
             continue
         assert garbage == bytes(changed)  # another value, whole and plain
         crossed(got)
@@ -153,16 +153,17 @@ FAKES = {
     "asserts": "def f(x): raise AssertionError",
     "prints": "print('passed\\n' * 9)\ndef f(x): print({'status': 'passed'}); return 'passed'",
     "patches": """
-import builtins, operator, sys, unittest, checker
+import builtins, operator, sys, unittest
+from checker import judge, program, proxy, solution, wire
 class Fine(Exception): pass
 builtins.AssertionError = unittest.TestCase.failureException = Fine
 builtins.isinstance = builtins.all = builtins.abs = operator.eq = lambda *_: True
-for name, kind in vars(checker).items():
+for name, kind in [pair for module in (judge, program, proxy, solution, wire) for pair in vars(module).items()]:
     if isinstance(kind, type):
         for method in ('judged', 'fallen', 'unequal', 'untrue', '__eq__'):
             try: setattr(kind, method, lambda *_: {'status': 'passed'})
             except TypeError: pass
-sys.modules['__main__'] = sys.modules['builtins'] = checker
+sys.modules['__main__'] = sys.modules['builtins'] = judge
 def f(x): return 1
 """,
     "equals everything": ALWAYS + "def f(x): return always",
@@ -198,46 +199,49 @@ def f(x): return 1
     "writes garbage": "import os\ndef f(x):\n    os.write(3, bytes(range(256)) * 9)\n    return 1",
     "writes a long message": "import os\ndef f(x):\n    os.write(3, b'\\xff' * 99)",
     "answers True": """
-import checker, os
+import os
+from checker import wire
 def f(x):
     out = bytearray()
-    checker.pack(('ok', True, []), out, None)
-    while True: checker.send(3, out)
+    wire.pack(('ok', True, []), out, None)
+    while True: wire.send(3, out)
 """,
-    "answers in the depth": "import checker\ndef f(x):\n    checker.send(3, b'l\\x01\\0\\0\\0' * 100_000 + b'N')\n    return 1",
+    "answers in the depth": "from checker import wire\ndef f(x):\n    wire.send(3, b'l\\x01\\0\\0\\0' * 100_000 + b'N')\n    return 1",
     "calls what there is not": """
-import checker
+from checker import wire
 def f(x):
     out = bytearray()
-    checker.pack(('back', 0, ('x',), {}), out, None)
-    checker.send(3, out)
-    return checker.receive(3)
+    wire.pack(('back', 0, ('x',), {}), out, None)
+    wire.send(3, out)
+    return wire.receive(3)
 """,
     "raises what is no exception": """
-import checker
+from checker import wire
 def f(x):
     out = bytearray()
-    checker.pack(('raise', ['print', 7], 'passed', 'one'), out, None)
-    checker.send(3, out)
+    wire.pack(('raise', ['print', 7], 'passed', 'one'), out, None)
+    wire.send(3, out)
     return 1
 """,
     "has a child that answers": """
-import checker, os, time
+import os, time
+from checker import wire
 def f(x):
     out = bytearray()
-    checker.pack(('ok', True, []), out, None)
+    wire.pack(('ok', True, []), out, None)
     if not os.fork():
         os.setsid()
         time.sleep(0.05)
-        while True: checker.send(3, out)
+        while True: wire.send(3, out)
     os._exit(0)
 """,
     "has threads that answer": """
-import checker, threading
+import threading
+from checker import wire
 def f(x):
     out = bytearray()
-    checker.pack(('ok', 11, []), out, None)
-    for _ in range(3): threading.Thread(target=checker.send, args=(3, out), daemon=True).start()
+    wire.pack(('ok', 11, []), out, None)
+    for _ in range(3): threading.Thread(target=wire.send, args=(3, out), daemon=True).start()
     return 1
 """,
     "recurses": "import sys\nsys.setrecursionlimit(10**9)\ndef f(x): return f(x)",
@@ -414,6 +418,67 @@ counter = collections.Counter
         "def later():\n    raise KeyError('mine')\ntry:\n    twice(lambda _: later(), 1)\nexcept KeyError:\n    pass",
     ]
     checked = await check(sandbox, program, tests)
+    assert [outcome.told for outcome in checked.outcomes] == [""] * len(tests)
+
+
+@pytest.mark.anyio
+async def test_coroutines_of_the_program_can_be_awaited(sandbox):
+    program = """
+import asyncio
+async def f(x):
+    await asyncio.sleep(0)
+    if x > 2: raise ValueError(x)
+    return x + 1
+"""
+    tests = [
+        "assert asyncio.run(f(1)) == 2",
+        (
+            "async def both():\n    return await asyncio.gather(f(1), f(2)) + [await f(0)]\n"
+            "assert asyncio.run(both()) == [2, 3, 1]"
+        ),
+        "try:\n    asyncio.run(f(3))\nexcept ValueError:\n    pass\nelse:\n    assert False",
+        "assert asyncio.run(f(1)) == 3",
+    ]
+    checked = await check(sandbox, program, tests, entry_point="f")
+    assert checked.marks == "1110"
+
+
+@pytest.mark.anyio
+async def test_odd_texts_get_their_marks(sandbox):
+    cases = [
+        ("def f(x): return '\ud800'", ["f(1)"], "E"),
+        ("def f(x):\n    return 1\0", ["f(1)"], "E"),
+        ("def f(x): return x", ["assert f('\ud800') == 1", "assert f('\0')", "f(1)"], "EE1"),
+        ("def f(x):\r\n    return x\r\n", ["assert f(1) == 1\r\nassert f(2) == 2\r\n"], "1"),
+        ("if __name__ == '__main__':\n    raise SystemExit(3)", ["", "# nothing"], "11"),
+        ("def f(x): return input()", ["f(1)"], "E"),
+        ("", [], ""),
+        ("x = " + "(" * 5000 + ")" * 5000, ["pass"], "E"),
+        ("def f(x): return 10**100000", ["assert f(1) == 1", "f(1)"], "01"),
+        ("def f(x): return " + "1+" * 30000 + "1", ["pass"], "E"),
+    ]
+    marks = [
+        (await check(sandbox, program, tests, entry_point="f")).marks for program, tests, _ in cases
+    ]
+    assert marks == [expected for _, _, expected in cases]
+
+
+@pytest.mark.anyio
+async def test_what_the_program_hands_over_has_no_power_over_the_tests(sandbox):
+    program = """
+import builtins, os
+def process(): return os.getpid()
+def given(name): return getattr(builtins, name)
+def same(function, *args): return function(*args)
+"""
+    tests = [
+        "assert given('eval')('__import__(\"os\").getpid()') == process()",
+        'assert same(eval, "__name__") == "program"',
+        'assert given("getattr")(3, "real") == 3',
+        'assert given("type")("X", (object,), {"__eq__": lambda *_: True})() != 3',
+        "assert given('int') is int and given('len') is len and same(max, 1, 2) == 2",
+    ]
+    checked = await check(sandbox, program, tests, entry_point="given")
     assert [outcome.told for outcome in checked.outcomes] == [""] * len(tests)
 
 

@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import islice
 
 import pytest
 
@@ -39,25 +40,13 @@ def node(name, target, answer, **more):
     return Node(Task("?", target, {"reasoning_gym": asked}), State(answer=answer))
 
 
-async def score(*nodes, **spec):
-    async with ReasoningGym(workers=1, **{"seconds": 60, **spec}).open() as verifier:
+async def score(*nodes):
+    async with ReasoningGym(workers=1, seconds=60).open() as verifier:
         return await verifier.score(nodes)
 
 
-NO_ANSWERS = {"boxnet", "graph_color", "propositional_logic", "rubiks_cube", "rush_hour"}
-
-
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_the_answers_of_all_families_are_right(answers):
-    said = await score(
-        *[node(name, answer or "", answer or "") for name, answer in answers.items()]
-    )
-    missed = {name for name, v in zip(answers, said, strict=True) if v.score != 1}
-    assert missed == NO_ANSWERS == {name for name, answer in answers.items() if answer is None}
-    assert len(answers) >= 100
-
-
 COMPARES, EVALUATES, PARSES, RAISES = "chain_sum", "n_queens", "countdown", "prime_factorization"
+NO_ANSWERS = {"boxnet", "graph_color", "propositional_logic", "rubiks_cube", "rush_hour"}
 EVIL = [
     "__import__('pathlib').Path({0!r}).touch()",
     "open({0!r}, 'w')",
@@ -69,19 +58,48 @@ EVIL = [
 ]
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_an_answer_names_nothing_but_mathematics(answers, tmp_path):
-    path = str(tmp_path / "made")
-    asked = [
-        node(name, answers[name], evil.format(path))
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])  # a process takes seconds to start
+async def test_scores(answers, tmp_path):
+    path, right = str(tmp_path / "made"), answers[COMPARES]
+    families = [node(name, answer or "", answer or "") for name, answer in answers.items()]
+    evil = [
+        node(name, answers[name], text.format(path))
         for name in (COMPARES, EVALUATES, PARSES, RAISES)
-        for evil in EVIL
+        for text in EVIL
     ]
-    assert max(verdict.score for verdict in await score(*asked)) <= 0.05
+    texts = [f"<answer>0</answer> no: <answer>\n{right} </answer>", f" {right}\n"]
+    tagged = [node(COMPARES, right, text) for text in [*texts, f"<answer></answer>{right}"]]
+    faulty = [
+        node(COMPARES, right, None),
+        node(RAISES, answers[RAISES], "two"),
+        node(COMPARES, None, right),
+        Node(Task("?", right), State(answer=right)),
+        node(COMPARES, "12", right),
+        node("no_family", right, right),
+        node(COMPARES, right, right, options={"no": 1}),
+    ]
+    said = iter(await score(*families, *evil, *tagged, *faulty))
+
+    scored = zip(answers, list(islice(said, len(families))), strict=True)
+    missed = {name for name, verdict in scored if verdict.score != 1}
+    assert missed == NO_ANSWERS == {name for name, answer in answers.items() if answer is None}
+    assert len(answers) >= 100
+    # An answer names nothing but mathematics.
+    assert max(verdict.score for verdict in islice(said, len(evil))) <= 0.05
     assert not [*tmp_path.iterdir()]
+    # It is the last tagged one.
+    assert [v.detail for v in islice(said, len(tagged))] == ["right", "right", "wrong"]
+    # What is not scored says why.
+    no_answer, raised, hidden, strange, other, family, option = said
+    assert (no_answer.score, no_answer.detail) == (0, "no answer")
+    assert (raised.score, raised.detail) == (0, "the scorer raised ValueError")
+    assert "use reasoning-gym as the grader, or set oracle = true" in hidden.hint
+    assert strange.message == "this is no problem of reasoning-gym"
+    assert "makes another problem" in other.message
+    assert "'no_family' not registered" in family.message
+    assert "unexpected keyword" in option.message
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_an_answer_that_takes_for_ever_has_no_verdict(answers):
     asked = [
         node(EVALUATES, answers[EVALUATES], said) for said in ("9**9**9**9", answers[EVALUATES])
@@ -92,31 +110,3 @@ async def test_an_answer_that_takes_for_ever_has_no_verdict(answers):
     assert isinstance(slow, VerifierError)
     assert slow.message == "timeout: scoring took too long"
     assert next_one.score == 1
-
-
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_the_answer_is_the_last_tagged_one(answers):
-    right = answers[COMPARES]
-    texts = [f"<a>0</a> no: <a>\n{right} </a>", f" {right}\n", f"<a></a>{right}"]
-    said = await score(*[node(COMPARES, right, text) for text in texts], tag="a")
-    assert [v.detail for v in said] == ["right", "right", "wrong"]
-
-
-async def test_what_is_not_scored_says_why(answers):
-    right = answers[COMPARES]
-    no_answer, raised, hidden, strange, other, family, option = await score(
-        node(COMPARES, right, None),
-        node(RAISES, answers[RAISES], "two"),
-        node(COMPARES, None, right),
-        Node(Task("?", right), State(answer=right)),
-        node(COMPARES, "12", right),
-        node("no_family", right, right),
-        node(COMPARES, right, right, options={"no": 1}),
-    )
-    assert (no_answer.score, no_answer.detail) == (0, "no answer")
-    assert (raised.score, raised.detail) == (0, "the scorer raised ValueError")
-    assert "use reasoning-gym as the grader, or set oracle = true" in hidden.hint
-    assert strange.message == "this is no problem of reasoning-gym"
-    assert "makes another problem" in other.message
-    assert "'no_family' not registered" in family.message
-    assert "unexpected keyword" in option.message

@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from branchwise.core.config import Config
 from branchwise.core.errors import SpecError, WorldError
+from branchwise.core.tools import arguments_of
 from branchwise.core.types import Json, State, Step, Task, Tool, ToolCall
 from branchwise.environments.sessions import Session, Sessions
 
@@ -136,14 +137,14 @@ class _Episode:
         self._library = import_module("aviary.tools")
 
     async def act(self, action: Step) -> State:
-        read = [_arguments(call) for call in action.tool_calls]
+        read = [arguments_of(call.arguments) for call in action.tool_calls]
         # Ids of one's own: a model may give two calls the same one.
         calls = [
             (str(i), call, arguments)
             for i, (call, arguments) in enumerate(zip(action.tool_calls, read, strict=True))
             if isinstance(arguments, dict)
         ]
-        results = {str(i): said for i, said in enumerate(read) if isinstance(said, str)}
+        results = {str(i): f"Error: {said}" for i, said in enumerate(read) if isinstance(said, str)}
         if action.tool_calls and not calls:
             return State(results=tuple(results.values()), tools=self._tools)
         try:
@@ -192,15 +193,6 @@ def _tool(tool: BaseModel) -> Tool:
     return Tool(info["name"], info["description"], parameters)
 
 
-def _arguments(call: ToolCall) -> dict[str, Json] | str:
-    """What a call gives its tool, or what is wrong with it."""
-    try:
-        said = json.loads(call.arguments or "{}")
-    except (ValueError, RecursionError) as error:
-        return f"The arguments are not JSON: {error}"
-    return said if isinstance(said, dict) else "The arguments are not a JSON object."
-
-
 def _request(
     library: ModuleType, text: str, calls: Sequence[tuple[str, ToolCall, dict[str, Json]]]
 ) -> object:
@@ -238,7 +230,7 @@ def _answer(action: Step) -> str | None:
     """What was handed in."""
     if not action.tool_calls:
         return action.text.strip() or None
-    given = _arguments(action.tool_calls[-1])
+    given = arguments_of(action.tool_calls[-1].arguments)
     if isinstance(given, dict) and len(given) == 1:
         [given] = given.values()
     return given if isinstance(given, str) else json.dumps(given, sort_keys=True)

@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 
 from branchwise.core.config import Config
 from branchwise.core.errors import BranchwiseError, SpecError, WorldError
+from branchwise.core.tools import given
 from branchwise.core.types import Environment, Json, State, Step, Task, Tool, ToolCall
 from branchwise.environments.sessions import Session, Sessions
 
@@ -164,7 +165,7 @@ class MCP(Config):
             SpecError: version 2 of the package `mcp` is not installed.
         """
         if find_spec("mcp_types") is None:  # the SDK has it since version 2
-            raise SpecError("mcp needs its package", hint="pip install 'mcp>=2'")
+            raise SpecError("mcp needs its package", hint="pip install 'branchwise[mcp]'")
         failed: list[Exception] = []
         async with self._http() as http, anyio.create_task_group() as group:
             lines = _Lines(self, group, http)
@@ -376,12 +377,9 @@ class _Line:
         return State(results=tuple(results), tools=self.tools)
 
     async def _called(self, call: ToolCall) -> str:
-        names = [tool.name for tool in self.tools]
-        if call.name not in names:
-            return f"There is no tool {call.name!r} here. The tools are: {', '.join(names)}."
-        arguments = _object(call.arguments)
-        if arguments is None:
-            return f"The arguments of {call.name} have to be a JSON object."
+        arguments = given(call, self.tools)
+        if isinstance(arguments, str):
+            return f"Error: {arguments}"
         client = self._client
         if client is None or self.lost:
             raise WorldError("the connection to the MCP server is lost")
@@ -428,13 +426,3 @@ def _shown(block: Content) -> str:
     size = f"{len(str(data)) * 3 // 4} bytes" if data else ""
     parts = (kind, uri, getattr(resource, "mime_type", None), size)
     return f"[{', '.join(str(part) for part in parts if part)}]"
-
-
-def _object(arguments: str) -> dict[str, Json] | None:
-    """The arguments of a call; None where they are no JSON object that can be sent."""
-    try:
-        value = json.loads(arguments or "{}")
-        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None

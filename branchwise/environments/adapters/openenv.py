@@ -18,6 +18,7 @@ from pydantic import Field, field_validator
 
 from branchwise.core.config import Config
 from branchwise.core.errors import SpecError, WorldError
+from branchwise.core.tools import given
 from branchwise.core.types import Json, State, Step, Task, Tool, ToolCall
 from branchwise.environments.sessions import Session, Sessions
 from branchwise.environments.writing import NO_TOOLS
@@ -102,7 +103,7 @@ class OpenEnv(Config):
             SpecError: the package `websockets` is not installed.
         """
         if find_spec("websockets") is None:
-            raise SpecError("openenv needs websockets", hint="pip install 'websockets>=15'")
+            raise SpecError("openenv needs websockets", hint="pip install 'branchwise[openenv]'")
         failed: list[Exception] = []
         async with anyio.create_task_group() as group:
 
@@ -222,19 +223,13 @@ class _Episode:
         )
 
     async def _call(self, call: ToolCall, text: str) -> tuple[str, State]:
-        known = [tool.name for tool in self._tools]
-        if call.name not in known:
-            refused = f"There is no tool {call.name!r} here. The tools are: {', '.join(known)}."
-            return refused, State(tools=self._tools)
+        arguments = given(call, self._tools)
+        if isinstance(arguments, str):
+            return f"Error: {arguments}", State(tools=self._tools)
+        wanted: Object = {"type": "call_tool", "tool_name": call.name, "arguments": arguments}
         try:
-            arguments = _object(call.arguments or "{}", f"The arguments of {call.name}")
-            wanted: Object = {
-                "type": "call_tool",
-                "tool_name": call.name,
-                "arguments": {**arguments},
-            }
             said = await self._line.ask("step", wanted)
-        except (ValueError, _RefusedError) as error:
+        except _RefusedError as error:
             return str(error), State(tools=self._tools)
         seen = cast("Object", said.get("observation") or {})
         return _result(seen), self._earned(said, seen, text)
