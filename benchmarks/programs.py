@@ -137,7 +137,7 @@ def table(problems: Sequence[Problem], orders: int) -> None:
             f"{k:>3} {interval(np.array(cover)):>24} {interval(np.array(best)):>24} "
             f"{k * ones.mean():>7.0f} {interval(curve[-1][0]):>24} {curve[-1][1].mean():>7.0f}"
         )
-    print(f"\n{'strategy':<20} {'right':>24} {'tokens':>7} {'minus drawing until one passes':>32}")
+    print(f"\n{'strategy':<26} {'right':>24} {'tokens':>7} {'minus drawing until one passes':>32}")
     for name in problems[0].others:
         results = [problem.others[name] for problem in problems]
         right = np.array([float(result.grade == "right") for result in results])
@@ -145,7 +145,7 @@ def table(problems: Sequence[Problem], orders: int) -> None:
         theirs, inside = at_equal_tokens(curve, tokens)
         mark = "" if inside else "  (tokens outside the curve)"
         print(
-            f"{name:<20} {interval(right):>24} {tokens:>7.0f} {interval(right - theirs):>32}{mark}"
+            f"{name:<26} {interval(right):>24} {tokens:>7.0f} {interval(right - theirs):>32}{mark}"
         )
 
 

@@ -79,6 +79,7 @@ SHORTEST, LONGEST = 4, 7  # rides that a task takes at least, and can be done in
 RIDES = 12  # after so many the traveller is cut off
 SIDE = 20  # of the square in which the cities lie
 MAX_TOKENS = 48  # of a reply; a call of the tool is about 25
+CALL = '<tool_call>\n{"name": "ride", "arguments": {"to": "'
 GREED = 0.25  # how often the scripted model does not look beyond the next ride
 SYSTEM = "You are a travel agent. You ride trains until the traveller has arrived."
 ONE_WAY = ("rollout, greedy", "rollout")
@@ -141,19 +142,14 @@ class Trains:
             return self._at(here, cut=True)  # it gave up before it arrived
         results = []
         for call in action.tool_calls:
-            tool = next((tool for tool in state.tools if tool.name == call.name), None)
-            asked = "there is no such tool" if tool is None else validated(tool, call.arguments)
-            told = asked if isinstance(asked, str) else None
+            asked = (
+                validated(_ride(here), call.arguments) if call.name == "ride" else "no such tool"
+            )
             if isinstance(asked, dict):
-                price = here["trains"][here["city"]].get(asked["city"])
-                if price is None:
-                    told = f"no train goes from {here['city']} to {asked['city']}"
-                elif price > here["coins"]:
-                    told = f"the ride costs {price} coins, and you have {here['coins']}"
-                else:
-                    here = {**here, "city": asked["city"], "coins": here["coins"] - price}
+                price = here["trains"][here["city"]][asked["to"]]
+                here = {**here, "city": asked["to"], "coins": here["coins"] - price}
             here = {**here, "rides": here["rides"] + 1}
-            results.append(self._told(here) if told is None else f"Error: {told}.")
+            results.append(self._told(here) if isinstance(asked, dict) else f"Error: {asked}")
             if here["city"] == here["goal"]:
                 break
         results += ["The journey is over."] * (len(action.tool_calls) - len(results))
@@ -170,7 +166,7 @@ class Trains:
             done=arrived,
             cut=cut or (stuck and not arrived),
             answer=here["city"] if arrived else None,
-            tools=(_ride(sorted(here["trains"])),),
+            tools=(_ride(here),),
         )
 
     def _told(self, here: dict) -> str:
@@ -186,15 +182,16 @@ class Trains:
         )
 
 
-def _ride(cities: Sequence[str]) -> Tool:
+def _ride(here: Mapping) -> Tool:
+    """The tool, which offers the trains that can be taken here and paid."""
+    cities = sorted(_rides(here)) or [here["city"]]
     return Tool(
         "ride",
-        "Take the train from the city where you are to another one.",
+        "Take a train from the city where you are.",
         {
             "type": "object",
-            "properties": {"city": {"type": "string", "enum": list(cities)}},
-            "required": ["city"],
-            "additionalProperties": False,
+            "properties": {"to": {"type": "string", "enum": cities}},
+            "required": ["to"],
         },
     )
 
@@ -290,8 +287,8 @@ def scripted(request: Request, seed: int) -> str:
     city = trains[0][1] if greedy else draws.choice(trains)[1]
     if any("Action:" in message.content for message in request.messages):
         return f"Thought: On to {city}.\nAction: ride[{city}]"
-    call = json.dumps({"name": "ride", "arguments": {"city": city}})
-    return f"<tool_call>\n{call}\n</tool_call>"
+    call = json.dumps({"name": "ride", "arguments": {"to": city}})
+    return f"<tool_call>\n{call}\n</tool_call>".removeprefix(request.so_far)
 
 
 def agent(model: Backend, protocol: str, temperature: float) -> Chat:
@@ -304,7 +301,9 @@ def agent(model: Backend, protocol: str, temperature: float) -> Chat:
     }
     if protocol == "react":
         return ReAct(**asked)
-    return ToolUser(**asked, protocol=protocol, stop=("</tool_call>", "<tool_response>"))
+    # A small model rather talks than calls: each reply begins with the call, up to the city.
+    prefill = CALL if protocol == "text" else ""
+    return ToolUser(**asked, protocol=protocol, prefill=prefill, stop=("</tool_call>",))
 
 
 async def travel(

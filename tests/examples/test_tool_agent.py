@@ -39,7 +39,7 @@ def cheapest(task):
 
 
 def ride(city, number=0):
-    call = ToolCall(f"{number}", "ride", json.dumps({"city": city}))
+    call = ToolCall(f"{number}", "ride", json.dumps({"to": city}))
     return Step("", finish="tools", tool_calls=(call,))
 
 
@@ -76,7 +76,7 @@ async def test_the_world_keeps_the_laws():
     wrong = [Step("", finish="tools", tool_calls=(ToolCall("1", "fly", "{}"),)), ride(far)]
     await check_environment(example.Trains(), task, [*wrong, *map(ride, cities[1:])])
     state = await example.Trains().step(await example.Trains().reset(task), wrong[1])
-    assert state.results[0].startswith("Error: no train goes")
+    assert state.results[0].startswith("Error: to: ")
     assert state.snapshot["city"] == cities[0]
 
 
@@ -155,7 +155,7 @@ async def test_a_model_that_says_anything_at_all_breaks_nothing():
         "<tool_call>",
         "</tool_call>",
         '{"name": "ride", "arguments": ',
-        '{"city": "Jena"}}',
+        '{"to": "Jena"}}',
         "x",
     ]
 
