@@ -123,7 +123,7 @@ async def test_the_limit_falls_under_refusals_and_recovers():
         else:
             await asked.chat("a")
 
-    clock = swift(2000)
+    clock = swift(500)
     async with talking(answer, clock=clock, deadline=900) as (server, backend):
         with pytest.raises(ExceptionGroup):
             await crowd(backend, 64)
