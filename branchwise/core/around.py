@@ -50,9 +50,9 @@ class metered:  # noqa: N801  (read as a verb: metered(expand, ...))
 
     An order that fits only in part is carried out in part, and then the search ends, unless nobody
     missed the rest: a policy may give fewer steps than it is asked for, and children that never
-    came cost nothing. Where orders
-    are in flight side by side (lanes), to which of them the rest of a budget goes may depend on
-    which came back first, as what they cost is known only then: it is kept all the same.
+    came cost nothing. Where orders are in flight side by side (lanes), to which of them the rest of
+    a budget goes may depend on which came back first, as what they cost is known only then: it is
+    kept all the same.
 
     Args:
         expand: the verb.

@@ -181,6 +181,18 @@ def _single_tests(program: str) -> list[str]:
     return [*tests, "\n".join(before)] if rest else tests
 
 
+def entry_point(task: Task) -> str | None:
+    """The name that a task's program has to define, where it says so."""
+    name = task.meta.get("entry_point")
+    return name if isinstance(name, str) and name else None
+
+
+def prelude(task: Task) -> str:
+    """The code that stands before a task's program."""
+    code = task.meta.get("prelude")
+    return code if isinstance(code, str) else ""
+
+
 def public_tests(task: Task) -> list[str]:
     """The tests that a task shows: those in its `meta`, else the examples in its texts.
 
@@ -194,9 +206,8 @@ def public_tests(task: Task) -> list[str]:
         case [*texts] if texts:
             return [test for text in texts for test in single_tests(str(text))]
         case _:
-            name, prelude = task.meta.get("entry_point"), task.meta.get("prelude")
-            texts = dict.fromkeys([str(prelude or ""), task.prompt])
-            found = [test for text in texts for test in examples(text, str(name or ""))]
+            texts = dict.fromkeys([prelude(task), task.prompt])
+            found = [test for text in texts for test in examples(text, entry_point(task) or "")]
             return list(dict.fromkeys(found))
 
 

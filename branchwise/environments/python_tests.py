@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, PrivateAttr, SkipValidation, ValidationError
 
-from branchwise.core.code import closed, extract, public_tests
+from branchwise.core.code import closed, entry_point, extract, prelude, public_tests
 from branchwise.core.config import Config
 from branchwise.core.errors import WorldError
 from branchwise.core.types import State, Step, Task
@@ -95,10 +95,9 @@ class PythonTests(Text):
 
     async def reset(self, task: Task) -> State:
         """The empty text."""
-        name = task.meta.get("entry_point")
         return Desk(
-            prelude=str(task.meta.get("prelude") or ""),
-            entry_point=name if isinstance(name, str) and name else None,
+            prelude=prelude(task),
+            entry_point=entry_point(task),
             tests=public_tests(task),
         ).state()
 

@@ -9,23 +9,21 @@ from collections.abc import Callable, Sequence
 from hashlib import sha256
 from typing import Literal
 
-from pydantic import Field, SkipValidation
+from pydantic import Field
 
 from branchwise.core.aio import gather
-from branchwise.core.code import DEPTH, parsed, public_tests
-from branchwise.core.config import Config
-from branchwise.core.errors import SandboxError, VerifierError
+from branchwise.core.code import DEPTH, entry_point, parsed, public_tests
+from branchwise.core.errors import VerifierError
 from branchwise.core.node import Node
 from branchwise.core.types import Task, Verdict
-from branchwise.sandbox.harness import Outcome, check
-from branchwise.sandbox.ran import Limits, Sandbox
-from branchwise.verifiers.unit_tests import entry_point, prelude
+from branchwise.sandbox.harness import Outcome
+from branchwise.verifiers.execution import Execution
 
 _FIRST_MARK, _MARKS = 0x20000, 0xA000
 _TRIES = 20
 
 
-class Behaviour(Config):
+class Behaviour(Execution):
     """What a program returns on inputs, as a text that equal programs share.
 
     The inputs are the calls in the public tests, without what the tests expect, and mutations of
@@ -53,12 +51,9 @@ class Behaviour(Config):
     """
 
     kind: Literal["behaviour"] = "behaviour"
-    sandbox: SkipValidation[Sandbox] = Field(exclude=True, repr=False)
     mutations: int = Field(default=0, ge=0)
     seed: int = 0
     form: Literal["text", "marks"] = "text"
-    seconds: float = Field(default=3.0, gt=0)
-    limits: Limits = Limits()
 
     async def score(self, nodes: Sequence[Node]) -> Sequence[Verdict | VerifierError]:
         """One verdict for each node; an error where the sandbox broke."""
@@ -86,18 +81,9 @@ class Behaviour(Config):
             return Verdict(0.0, feedback="the task shows no inputs")
         if node.state.answer is None:
             return Verdict(0.0, feedback="no answer")
-        try:
-            checked = await check(
-                self.sandbox,
-                node.state.answer,
-                inputs,
-                prelude=prelude(node.task),
-                entry_point=entry_point(node.task),
-                seconds=self.seconds,
-                limits=self.limits,
-            )
-        except SandboxError as error:
-            return VerifierError(error.message, hint=error.hint)
+        checked = await self.tried(node, node.state.answer, inputs)
+        if isinstance(checked, VerifierError):
+            return checked
         if not checked.passed:
             return Verdict(0.0, feedback=checked.outcomes[0].told)
         lines = [_line(outcome) for outcome in checked.outcomes]

@@ -5,22 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from pydantic import Field, SkipValidation
-
 from branchwise.core.aio import gather
 from branchwise.core.code import public_tests, single_tests
-from branchwise.core.config import Config
-from branchwise.core.errors import SandboxError, VerifierError
+from branchwise.core.errors import VerifierError
 from branchwise.core.node import Node
 from branchwise.core.types import Task, Verdict
-from branchwise.sandbox.harness import check
-from branchwise.sandbox.ran import Limits, Sandbox
+from branchwise.verifiers.execution import Execution
 
 TELLS = 3
 """So many tests that a program does not pass are told."""
 
 
-class UnitTests(Config):
+class UnitTests(Execution):
     """The share of tests that a program passes; as a grader, whether it passes all.
 
     The program is the node's answer. The task's `meta` says the rest: `prelude`, code before the
@@ -52,11 +48,8 @@ class UnitTests(Config):
     """
 
     kind: Literal["unit-tests"] = "unit-tests"
-    sandbox: SkipValidation[Sandbox] = Field(exclude=True, repr=False)
     of: Literal["target", "public"] = "target"
     all: bool = True
-    seconds: float = Field(default=3.0, gt=0)
-    limits: Limits = Limits()
 
     async def score(self, nodes: Sequence[Node]) -> Sequence[Verdict | VerifierError]:
         """One verdict for each node; an error where the task has no tests or the sandbox broke."""
@@ -68,18 +61,9 @@ class UnitTests(Config):
             return tests
         if node.state.answer is None:
             return Verdict(0.0, detail="no answer")
-        try:
-            checked = await check(
-                self.sandbox,
-                node.state.answer,
-                tests,
-                prelude=prelude(node.task),
-                entry_point=entry_point(node.task),
-                seconds=self.seconds,
-                limits=self.limits,
-            )
-        except SandboxError as error:
-            return VerifierError(error.message, hint=error.hint)
+        checked = await self.tried(node, node.state.answer, tests)
+        if isinstance(checked, VerifierError):
+            return checked
         share = checked.passed / len(tests)
         told = dict.fromkeys(outcome.told for outcome in checked.outcomes if outcome.told)
         return Verdict(
@@ -101,15 +85,3 @@ class UnitTests(Config):
                 'set of = "public", or set oracle = true',
             )
         return single_tests(task.target) or VerifierError("the target holds no tests")
-
-
-def entry_point(task: Task) -> str | None:
-    """The name that a task's program has to define, where it says so."""
-    name = task.meta.get("entry_point")
-    return name if isinstance(name, str) and name else None
-
-
-def prelude(task: Task) -> str:
-    """The code that stands before a task's program."""
-    code = task.meta.get("prelude")
-    return code if isinstance(code, str) else ""
