@@ -125,15 +125,30 @@ from branchwise.verifiers.agreement import Agreement
 from branchwise.verifiers.arithmetic import Arithmetic
 from branchwise.verifiers.behaviour import Behaviour
 from branchwise.verifiers.blend import Blend
+from branchwise.verifiers.calibrated import Calibrated
+from branchwise.verifiers.calibration import Isotonic, Platt
+from branchwise.verifiers.cascade import Cascade, Stage
 from branchwise.verifiers.channel import NoisyChannel
 from branchwise.verifiers.command import Command
+from branchwise.verifiers.critic import Critic
+from branchwise.verifiers.ensemble import Ensemble
 from branchwise.verifiers.exact import Exact
 from branchwise.verifiers.function import Function
+from branchwise.verifiers.generative import GenRM, GenRMCoT
 from branchwise.verifiers.geometric import Geometric
+from branchwise.verifiers.implicit import ImplicitReward
+from branchwise.verifiers.judge import Criterion, Judge
+from branchwise.verifiers.learned import Learned
 from branchwise.verifiers.likelihood import Likelihood
 from branchwise.verifiers.math_equal import MathEqual
-from branchwise.verifiers.pairwise import Comparison, Pairwise
+from branchwise.verifiers.outcome import BradleyTerry, OutcomeReward, Value, Words
+from branchwise.verifiers.pairwise import Comparison, Pairwise, position_bias
+from branchwise.verifiers.pattern import Pattern
+from branchwise.verifiers.process import Format, ProcessReward, formats
+from branchwise.verifiers.product import Product
 from branchwise.verifiers.reward import Reward
+from branchwise.verifiers.schema import Schema
+from branchwise.verifiers.self_evaluation import SelfEvaluation
 from branchwise.verifiers.unit_tests import UnitTests
 
 __all__ = [
@@ -160,11 +175,14 @@ __all__ = [
     "BetaPrior",
     "Blend",
     "Blocksworld",
+    "BradleyTerry",
     "BranchError",
     "BranchwiseError",
     "Bubblewrap",
     "Budget",
+    "Calibrated",
     "Candidate",
+    "Cascade",
     "Chat",
     "Chooser",
     "Cluster",
@@ -176,24 +194,34 @@ __all__ = [
     "Container",
     "Controller",
     "Countdown",
+    "Criterion",
+    "Critic",
     "Curtailment",
     "DiverseBeam",
     "DualAgreement",
     "EarlyStopping",
     "Enough",
+    "Ensemble",
     "Environment",
     "Exact",
     "ExactSearch",
     "Exhausted",
     "Expand",
+    "Format",
     "Function",
     "Game24",
     "GaussianPrior",
+    "GenRM",
+    "GenRMCoT",
     "Geometric",
     "Grid",
     "GumbelMCTS",
+    "ImplicitReward",
+    "Isotonic",
     "IterativeDeepening",
     "Journal",
+    "Judge",
+    "Learned",
     "Likelihood",
     "LimitedDiscrepancy",
     "Limits",
@@ -207,13 +235,18 @@ __all__ = [
     "Node",
     "NoisyChannel",
     "OpenAI",
+    "OutcomeReward",
     "Pairwise",
     "ParticleFilter",
     "ParticleGibbs",
     "Patience",
+    "Pattern",
     "Pick",
+    "Platt",
     "Policy",
     "Preference",
+    "ProcessReward",
+    "Product",
     "ProgramAided",
     "PythonREPL",
     "PythonTests",
@@ -232,16 +265,19 @@ __all__ = [
     "Sampling",
     "Sandbox",
     "SandboxError",
+    "Schema",
     "Scoring",
     "Scripted",
     "Search",
     "SearchFailed",
     "Searched",
+    "SelfEvaluation",
     "Session",
     "Sessions",
     "Shot",
     "SpecError",
     "SpeculativeRejection",
+    "Stage",
     "State",
     "Step",
     "StochasticBeam",
@@ -261,15 +297,19 @@ __all__ = [
     "UnitTests",
     "Until",
     "Usage",
+    "Value",
     "Verdict",
     "Verifier",
     "VerifierError",
     "Vote",
+    "Words",
     "Workspace",
     "WorldError",
     "Writing",
     "calculator",
+    "formats",
     "from_json",
+    "position_bias",
     "rescore",
     "run_sync",
     "solve",

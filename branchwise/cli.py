@@ -6,16 +6,21 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import anyio
 from cyclopts import App, CycloptsError, Parameter
+from cyclopts.validators import Number
 from rich.console import Console
 from rich.table import Table
 
 from branchwise.core.errors import BackendError, BranchwiseError, SearchFailed, SpecError
 from branchwise.core.tree import to_json
 from branchwise.core.types import Json
+from branchwise.verifiers.aggregate import How
+
+if TYPE_CHECKING:
+    from branchwise.learning.labels import Labels
 
 WRONG_INPUT = 2
 FAILED = 1
@@ -54,7 +59,7 @@ def run(
     what = parse(table, spec)
     what.data.tasks()  # a fault in the data shows before a directory is made
     folder = out or Path("runs") / spec.stem
-    job = Run(what, Store(folder, table))
+    job = Run(what, Store(folder, table, spec))
     try:
         with Progress(console) as job.watch:
             rows = anyio.run(job.carry_out)
@@ -139,6 +144,248 @@ def solve(
 
 
 @app.command
+def label(
+    run: Path,
+    *,
+    out: Path,
+    how: Literal["rollouts", "match", "outcome"] = "rollouts",
+    rollouts: Annotated[int, Parameter(validator=Number(gte=1))] = 8,
+    answers: Annotated[int | None, Parameter(validator=Number(gte=1))] = None,
+    separator: str = "\\n\\n",
+    strategy: str | None = None,
+    limit: Annotated[int | None, Parameter(validator=Number(gte=1))] = None,
+    seed: int = 0,
+) -> int:
+    """Label the steps of a run's answers, to train a verifier on them.
+
+    The same command again goes on where the last one stopped.
+
+    Args:
+        run: the directory of a run over problems with known answers.
+        out: the directory of the labels.
+        how: rollouts (Monte-Carlo continuations from each step), match (steps that come to the
+            intermediate results of right answers) or outcome (only the answer is labelled).
+        rollouts: continuations from each step.
+        answers: of each problem at most, right and wrong in turn; for rollouts 4 where none is
+            given, else all.
+        separator: what ends a step; backslash n is a line's end.
+        strategy: whose answers; the first strategy's where none is given.
+        limit: problems at most.
+        seed: of the continuations.
+    """
+    from branchwise.runs.label import Labelling, Recipe, told  # noqa: PLC0415  (as in `run`)
+    from branchwise.runs.progress import Bar  # noqa: PLC0415  (likewise)
+
+    console = Console()
+    most = 4 if answers is None and how == "rollouts" else answers
+    recipe = Recipe(how, rollouts, most, separator.replace("\\n", "\n"), seed)
+    job = Labelling(run, out, recipe, strategy, limit)
+    try:
+        with Bar("problems labelled", console) as job.watch:
+            rows = anyio.run(job.carry_out)
+    except KeyboardInterrupt:
+        _say(f"\nstopped; {len(job.rows)} answers are labelled in {out}")
+        _say(f"go on with: branchwise {' '.join(sys.argv[1:])}")
+        return INTERRUPTED
+    for line in told(rows, job.ungraded):
+        console.print(line, highlight=False, soft_wrap=True)
+    console.print(f"labels: {out}", highlight=False, soft_wrap=True)
+    return 0
+
+
+@app.command
+def train_verifier(
+    labels: tuple[Path, ...],
+    *,
+    out: Path,
+    tune: Literal["head", "lora"] = "head",
+    search: bool = False,
+    set_: Annotated[tuple[str, ...], Parameter(name="--set")] = (),
+) -> int:
+    """Train a verifier on labels: how probable it is, after a step, that the answer comes right.
+
+    The same command again goes on where the last one stopped.
+
+    Args:
+        labels: directories that `branchwise label` has written.
+        out: the directory of the head, or of the tuned model.
+        tune: what learns: a value head alone, on states that are computed once and kept beside the
+            labels; or with it the model, by LoRA.
+        search: for a head, look for the best l2 and hidden by cross-validation over the training
+            problems.
+        set_: a change of how it is trained, such as hidden=64, label=soft or model.dtype=float32;
+            may be given several times.
+    """
+    from pydantic import TypeAdapter, ValidationError  # noqa: PLC0415  (as in `run`)
+
+    from branchwise.learning.grid import searched  # noqa: PLC0415  (likewise)
+    from branchwise.learning.job import data_of, learn, summary  # noqa: PLC0415  (likewise)
+    from branchwise.learning.labels import read, together  # noqa: PLC0415  (likewise)
+    from branchwise.learning.train import Training  # noqa: PLC0415  (likewise)
+    from branchwise.runs.progress import Bar  # noqa: PLC0415  (likewise)
+    from branchwise.runs.spec import (  # noqa: PLC0415  (likewise)
+        HF,
+        AnyModel,
+        OpenAI,
+        change,
+        explain,
+    )
+
+    several = [read(folder) for folder in labels]
+    whole = together(several)
+    table: dict[str, Json] = {"model": whole.model}
+    change(table, set_)
+    try:
+        model = TypeAdapter[Any](AnyModel).validate_python(table.pop("model"))
+    except ValidationError as error:
+        raise SpecError(explain(error, HF, OpenAI, below="model")) from error
+    if tune == "lora":
+        if search:
+            raise SpecError("--search looks for a head's fields", hint="leave it out")
+        return _tuned(whole, model, table, out)
+    try:
+        how = Training.model_validate(table)
+    except ValidationError as error:
+        raise SpecError(explain(error, Training)) from error
+    console = Console()
+    try:
+        with Bar("answers read", console) as bar:
+            data, about = anyio.run(data_of, several, model, how, bar)
+        if search:
+            with Bar("trainings of the search", console) as bar:
+                how = searched(data, how, bar)
+        with Bar("epochs", console) as bar:
+            learnt = learn(data, about, how, out, lambda epoch: bar(epoch.number, how.epochs))
+    except KeyboardInterrupt:
+        _say("\nstopped; the states that were read are kept")
+        _say(f"go on with: branchwise {' '.join(sys.argv[1:])}")
+        return INTERRUPTED
+    for line in summary(learnt):
+        console.print(line, highlight=False, soft_wrap=True)
+    console.print(f"head and report: {out}", highlight=False, soft_wrap=True)
+    return 0
+
+
+@app.command
+def rescore(
+    run: Path,
+    *,
+    of: str | None = None,
+    aggregate: How | None = None,
+    pick: str | None = None,
+    set_: Annotated[tuple[str, ...], Parameter(name="--set")] = (),
+    strategy: tuple[str, ...] = (),
+    at: str = "",
+) -> int:
+    """Choose again among the answers of a run, from the verdicts it keeps: no model is asked.
+
+    Nothing of the run changes; the table is also written into its directory.
+
+    Args:
+        run: the directory of a run.
+        of: the verifier whose verdicts become the scores; the only one where none is named.
+        aggregate: how the scores of the steps become one; its own word on each answer without it.
+        pick: what chooses: best, vote, weighted-vote, mbr, cluster or dual-agreement; the search's
+            own pick without it.
+        set_: a field of the pick, such as weight=exp; may be given several times.
+        strategy: only this one; may be given several times.
+        at: also for these numbers of samples, such as 1,2,4,8.
+    """
+    from branchwise.runs.rescore import choice, rescore_run  # noqa: PLC0415  (as in `run`)
+    from branchwise.runs.saved import Saved, filed  # noqa: PLC0415  (likewise)
+    from branchwise.runs.spec import change  # noqa: PLC0415  (likewise)
+
+    fields: dict[str, Json] = {}
+    change(fields, set_)
+    chosen = choice(of, aggregate, pick, fields)
+    done = anyio.run(rescore_run, Saved.read(run), chosen, strategy, _numbers(at))
+    console = Console()
+    for sheet in done.sheets:
+        sheet.show(console)
+    page = run / f"rescored-{filed(done.what)}.md"
+    _write(page, "\n".join(sheet.markdown for sheet in done.sheets))
+    console.print(f"kept in {page}", highlight=False, soft_wrap=True)
+    return 0
+
+
+@app.command(name="eval-verifier")
+def eval_verifier(
+    run: Path,
+    *,
+    of: str | None = None,
+    aggregate: How | None = None,
+    strategy: tuple[str, ...] = (),
+    labels: Path | None = None,
+    seed: int = 0,
+) -> int:
+    """Measure how good a verifier is on the answers of a run: no model is asked.
+
+    The numbers are also written into the run's directory, as Markdown and as JSON, with a plot of
+    the calibration where scores are probabilities.
+
+    Args:
+        run: the directory of a run over problems with known answers.
+        of: the verifier; the only one where none is named.
+        aggregate: only this way of making one score of the steps' scores; all without it.
+        strategy: only this one; may be given several times.
+        labels: a directory with labels of steps, as `branchwise label` writes them.
+        seed: of the intervals, and of the half of the problems that a threshold is chosen on.
+    """
+    from functools import partial  # noqa: PLC0415  (as in `run`)
+
+    from branchwise.runs.evaluate import evaluate  # noqa: PLC0415  (likewise)
+    from branchwise.runs.saved import Saved  # noqa: PLC0415  (likewise)
+
+    asked = partial(evaluate, names=strategy, how=aggregate, labels=labels, seed=seed)
+    found = anyio.run(asked, Saved.read(run), of)
+    console = Console()
+    for sheet in found.sheets:
+        sheet.show(console)
+    files = ", ".join(map(str, found.write(run)))
+    console.print(f"kept in {files}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def _tuned(labels: Labels, model: object, table: dict[str, Json], out: Path) -> int:
+    """Tune a model on labels."""
+    from pydantic import ValidationError  # noqa: PLC0415  (as in `run`)
+
+    from branchwise.backends.hf import HF  # noqa: PLC0415  (likewise)
+    from branchwise.learning.job import summary  # noqa: PLC0415  (likewise)
+    from branchwise.learning.lora import LoRA, Progress, tune  # noqa: PLC0415  (likewise)
+    from branchwise.runs.progress import Bar  # noqa: PLC0415  (likewise)
+    from branchwise.runs.spec import explain  # noqa: PLC0415  (likewise)
+
+    if not isinstance(model, HF):
+        raise SpecError("only a model on this machine can be tuned", hint="model.kind=hf")
+    try:
+        how = LoRA.model_validate(table)
+    except ValidationError as error:
+        raise SpecError(explain(error, LoRA)) from error
+    console = Console()
+    bar = Bar("updates", console)
+
+    def watch(progress: Progress) -> None:
+        held_out = "".join(f", {loss:.3f}" for loss in progress.held_out)
+        bar.what = f"updates, loss {progress.loss:.3f}" + (held_out and f"; held out{held_out[1:]}")
+        bar(progress.update, progress.updates)
+
+    try:
+        with bar:
+            tuned = tune(labels, model, how, out, watch)
+    except KeyboardInterrupt:
+        _say(f"\nstopped; what was learned is kept in {out}")
+        _say(f"go on with: branchwise {' '.join(sys.argv[1:])}")
+        return INTERRUPTED
+    if tuned.left_out:
+        _say(f"{tuned.left_out} answers of more than {how.longest} tokens were left out")
+    for line in summary(tuned):
+        console.print(line, highlight=False, soft_wrap=True)
+    console.print(f"model, format and report: {out}", highlight=False, soft_wrap=True)
+    return 0
+
+
+@app.command
 def models() -> int:
     """List the models that are known by name."""
     from branchwise.backends.models import catalogue  # noqa: PLC0415  (so `--help` is instant)
@@ -200,6 +447,22 @@ def _brief(answer: str | None) -> str:
         return "no answer"
     line, _, rest = answer.strip().partition("\n")
     return line if len(line) <= BRIEF and not rest else f"{line[:BRIEF].rstrip()} ..."
+
+
+def _numbers(text: str) -> list[int]:
+    """Numbers of samples, separated by commas."""
+    words = [word.strip() for word in text.split(",")] if text else []
+    for word in words:
+        if not word.isdecimal() or not int(word):
+            raise SpecError(f"--at {text}: {word!r} is no number of samples; as in --at 1,2,4")
+    return [int(word) for word in words]
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise SpecError(f"cannot write {path}: {error.strerror}") from error
 
 
 def _say(line: str) -> None:

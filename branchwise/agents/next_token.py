@@ -92,11 +92,13 @@ class NextToken(Config):
         most = len(said) + len(seeds)
         request = dataclasses.replace(request, seeds=tuple(seeds[:1]), candidates=most)
         [drawn] = await self.policy.backend.complete(request)
-        if not drawn.candidates:
+        places = drawn.candidates or ((),)
+        kept = [c for c in places[0] if c.proposal is not None]
+        if not kept:  # servers tell neither ids nor what adapters did
             raise SpecError(
-                "the backend gives no candidates", hint="the local engine does: backend kind hf"
+                "the backend gives no candidates that can be drawn",
+                hint="the local engine does: backend kind hf",
             )
-        kept = [c for c in drawn.candidates[0] if c.proposal is not None]
         new = [c for c in kept if (c.token,) not in said][: len(seeds)]
         return [_step(c, request, FREE if i else drawn.usage) for i, c in enumerate(new)]
 

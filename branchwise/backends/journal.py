@@ -27,7 +27,8 @@ class Journal:
     answer, and the seed: so a search that wants eight samples where another had four pays for
     four. The same question asked twice at once is asked once. Each answer is in the file before it
     is handed on; a crashed run is resumed by running it again. A replayed step carries the usage
-    that was paid when it was recorded.
+    that was paid when it was recorded. It records what a model writes; what a model only reads is
+    asked of the model itself.
 
     Args:
         path: a file of one JSON object a line; made where it is missing. Text after the last line

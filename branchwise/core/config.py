@@ -1,7 +1,8 @@
 """The base of every configuration object."""
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Literal, Self, get_args
+from pathlib import Path
+from typing import Annotated, Literal, Self, cast, get_args
 
 from pydantic import (
     AfterValidator,
@@ -9,6 +10,7 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -25,6 +27,14 @@ class Config(BaseModel):
         frozen=True, extra="forbid", arbitrary_types_allowed=True, defer_build=True
     )
 
+
+def _beside(path: Path, info: ValidationInfo) -> Path:
+    context = cast("Mapping[str, object]", info.context or {})
+    return Path(str(context.get("folder", "."))) / path.expanduser()
+
+
+Beside = Annotated[Path, AfterValidator(_beside)]
+"""A path; a relative one in a spec is relative to the spec's folder."""
 
 Adapter = Literal[
     "logit_bias",

@@ -141,7 +141,7 @@ class Grow:
         if children:
             parent.adopt(children)
             if alive and self.verifiers:
-                await self._judge(alive)
+                failure = await self._judge(alive) or failure
         return children, failure if failure is not None and failure.fatal else None
 
     async def _propose(self, order: _Order, seeds: list[int]) -> Sequence[Step | None]:
@@ -178,11 +178,21 @@ class Grow:
                 states.append(WorldError(f"the environment raised {_named(error)}"))
         return states
 
-    async def _judge(self, nodes: list[Node]) -> None:
+    async def _judge(self, nodes: list[Node]) -> BackendError | None:
+        """Judge children; what ends the search, where a verifier's model is out of reach."""
         for node in nodes:
             node.score = -inf  # until it is judged, a cut search must not prefer it
         names = tuple(self.verifiers)
-        columns = [await self._verdicts(name, nodes) for name in names]
+        columns: list[Sequence[Verdict | VerifierError]] = []
+        fatal: BackendError | None = None
+        for name in names:
+            try:
+                columns.append(await self._verdicts(name, nodes))
+            except BackendError as error:
+                fatal = error
+                lost = VerifierError(f"verifier {name!r}: {error}")
+                paid = VerifierError(f"verifier {name!r}: {error}", spent=error.spent)
+                columns.append([paid, *[lost] * (len(nodes) - 1)])
         for node, verdicts in zip(nodes, zip(*columns, strict=True), strict=True):
             faults = [verdict for verdict in verdicts if isinstance(verdict, VerifierError)]
             if faults:
@@ -193,6 +203,7 @@ class Grow:
                     node.score = cast("Verdict", verdicts[0]).score
                 else:
                     self._rank(node, self.rank)
+        return fatal
 
     def _rank(self, node: Node, rank: Callable[[Node], float]) -> None:
         try:
@@ -211,6 +222,8 @@ class Grow:
         try:
             verdicts = await self.verifiers[name].score(nodes)
         except BranchError as error:
+            if isinstance(error, BackendError) and error.fatal:
+                raise
             wrong = VerifierError(f"verifier {name!r}: {error}")
             paid = VerifierError(f"verifier {name!r}: {error}", spent=error.spent)
             return [paid, *[wrong] * (len(nodes) - 1)]

@@ -229,7 +229,7 @@ def _index(node: Node) -> int:
 
 
 def _plain(verdict: Verdict) -> _Said:
-    if verdict.feedback or verdict.detail or verdict.usage is not FREE:
+    if verdict.feedback or verdict.detail or verdict.steps or verdict.usage is not FREE:
         return verdict
     return verdict.score
 

@@ -133,12 +133,13 @@ class Candidate:
     """A token that could have been drawn in some place.
 
     Args:
-        token: its id.
+        token: its id; -1 where a server does not tell it.
         text: what it adds to the text so far: nothing where it ends the answer; it ends in U+FFFD
             where it leaves a character incomplete.
         logprob: the natural logarithm of its probability under the model: at temperature 1, before
-            all adapters (penalties, temperature, truncation).
-        proposal: the same after all adapters; None where they cut it.
+            all adapters (penalties, temperature, truncation). Servers differ in whether they tell
+            it before or after these: at temperature 1 with nothing else on, it is the same.
+        proposal: the same after all adapters; None where they cut it, or a server does not tell it.
     """
 
     token: int
@@ -243,12 +244,15 @@ class Verdict:
         feedback: what a refinement may read.
         detail: a word for how the score came about (`equal`, `timeout`, ...).
         usage: what the verdict cost, where a model gave it.
+        steps: the scores of the steps that the node's own text consists of, in order, from a
+            verifier that looks at each; `score` is then made of them. Empty from all others.
     """
 
     score: float
     feedback: str = ""
     detail: str = ""
     usage: Usage = FREE
+    steps: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -346,6 +350,8 @@ class Reading:
         values: what the model's value head says after the last token, one number for each of its
             labels; empty where it has none.
         state: of the model's last layer after the last token, where it was asked for.
+        words: the log-probability, at temperature 1, of each of the words that were asked for as
+            the next token; empty where none was.
         usage: what reading it cost.
 
     Example:
@@ -357,6 +363,7 @@ class Reading:
     logprobs: tuple[float, ...] = ()
     values: tuple[float, ...] = ()
     state: tuple[float, ...] = ()
+    words: tuple[float, ...] = ()
     usage: Usage = FREE
 
     @property
@@ -370,15 +377,25 @@ class Scoring(Protocol):
     """A model that judges what it is given instead of writing: what reward models are made of."""
 
     async def read(
-        self, request: Request, *, since: int = 0, state: bool = False
+        self,
+        request: Request,
+        *,
+        since: int = 0,
+        state: bool = False,
+        words: Sequence[str | int] = (),
     ) -> Sequence[Reading]:
         """What the model makes of the steps in `request.said`, in order.
+
+        Where nothing was said there is one reading, of no tokens: what the model makes of the
+        question. A chat whose last message is the assistant's is read as a finished one.
 
         Args:
             request: the question and the answer so far; its sampling, seeds and limits count for
                 nothing.
             since: the first step to judge; those before it are read as part of the question.
             state: whether the model's states are wanted.
+            words: tokens, by their text or their id, of which it is wanted how probable they are
+                after each step.
 
         Raises:
             SpecError: the model or its server cannot do what is asked.

@@ -98,6 +98,45 @@ class Progress:
         return table
 
 
+class Bar:
+    """One bar, or plain lines where there is no terminal; called with what is done, and of what.
+
+    Args:
+        what: is counted.
+        console: where to.
+    """
+
+    def __init__(self, what: str, console: Console) -> None:
+        self.what, self.console = what, console
+        self._done, self._all = 0, 0
+        self._live = Live(console=console, get_renderable=self._bar, refresh_per_second=4)
+
+    def __enter__(self) -> Self:
+        if self.console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._live.stop()
+
+    def __call__(self, done: int, everything: int) -> None:
+        """So much is done."""
+        self._done, self._all = done, everything
+        if not self.console.is_terminal and (done % 25 == 0 or done == everything):
+            self.console.print(f"{done} of {everything} {self.what}", highlight=False)
+
+    def _bar(self) -> Table:
+        table = Table.grid(padding=(0, 1))
+        bar = ProgressBar(total=max(self._all, 1), completed=self._done, width=40)
+        table.add_row(bar, f"{self._done} of {self._all} {self.what}")
+        return table
+
+
 def show(rows: Sequence[Row], title: str, console: Console) -> None:
     """Print the table of a run."""
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))

@@ -24,11 +24,11 @@ from branchwise.core.errors import (
 from branchwise.core.node import Node
 from branchwise.core.types import Backend, Environment, Scoring, Task, Verifier
 from branchwise.runs.report import Row, table
-from branchwise.runs.spec import Parts, Question, Spec, Strategy
+from branchwise.runs.spec import MODELS, UNOPENED, Parts, Question, Spec, Strategy
 from branchwise.runs.store import Grade, Result, Store
 from branchwise.sandbox.command import Check
 from branchwise.solve import Answer, solve
-from branchwise.verifiers.channel import NoisyChannel
+from branchwise.verifiers.member import Holding
 
 OUTAGE = 5
 """So many searches in a row that fail from the start are an outage of the whole run."""
@@ -80,13 +80,25 @@ async def _live(part: object, stack: AsyncExitStack) -> object:
 
 
 class _Supplies:
-    """What the parts of a run share: its model, and a sandbox, opened where one is asked for."""
+    """What the parts of a run share: its models, and a sandbox, opened where one is asked for.
+
+    Args:
+        model: the run's: its spec, live, and behind the journal.
+        sandbox: the sandbox's spec.
+        journal: the file of the run's journal; a verifier's own model has one beside it.
+        stack: closes what was opened.
+    """
 
     def __init__(
-        self, model: object, backend: Backend, sandbox: object, stack: AsyncExitStack
+        self,
+        model: tuple[object, object, Backend],
+        sandbox: object,
+        journal: Path | None,
+        stack: AsyncExitStack,
     ) -> None:
-        self._model, self._backend, self._stack = model, backend, stack
-        self._sandbox, self._is_open = sandbox, False
+        self._models: list[tuple[object, object, Backend]] = [(UNOPENED, *model[1:]), model]
+        self._sandbox, self._journal, self._stack = sandbox, journal, stack
+        self._is_open = False
 
     async def live(self, part: object) -> object:
         """The part at work, with what it needs in hand.
@@ -94,6 +106,8 @@ class _Supplies:
         Raises:
             SpecError: something that it needs cannot be had.
         """
+        if isinstance(part, Holding):
+            part = part.around([cast("Verifier", await self.live(one)) for one in part.inner])
         if _asks_for(part, "sandbox"):
             if not self._is_open:
                 self._sandbox, self._is_open = await _live(self._sandbox, self._stack), True
@@ -101,8 +115,40 @@ class _Supplies:
             if isinstance(part, Check):
                 await _there(part)
         if _asks_for(part, "backend"):
-            part = _with_model(part, self._model, self._backend)
+            model, backend = await self._model(cast("object", getattr(part, "backend", UNOPENED)))
+            reads = bool(getattr(part, "reads", False))
+            if reads and not isinstance(model, Scoring):
+                raise SpecError(
+                    f"verifier: {part.kind} needs a model that reads, "  # pyright: ignore[reportAttributeAccessIssue]  (parts have kinds)
+                    f"and {backend.name!r} only writes",
+                    hint="the local engine reads: model.kind = hf",
+                )
+            # What is read is not in the journal, and needs not be: it comes out the same again.
+            asked = model if reads else backend
+            part = part.model_copy(update={"backend": asked})
+        for name in MODELS:
+            spec = getattr(part, name, None)
+            if isinstance(part, Config) and isinstance(spec, Openable):
+                part = part.model_copy(update={name: (await self._model(spec))[0]})
         return await _live(part, self._stack)
+
+    async def _model(self, spec: object) -> tuple[object, Backend]:
+        """The live model of a spec, and what records it; each is opened once."""
+        for known, model, backend in self._models:
+            if known is spec or known == spec:
+                return model, backend
+        model = await _live(spec, self._stack)
+        backend = await _recorded(model, self._journal, f"-{len(self._models) - 1}")
+        self._models.append((spec, model, backend))
+        return model, backend
+
+
+async def _recorded(model: object, journal: Path | None, more: str = "") -> Backend:
+    backend = cast("Backend", model)
+    if journal is None:
+        return backend
+    file = journal.with_stem(journal.stem + more)
+    return await to_thread.run_sync(Journal, file, backend)
 
 
 async def _there(part: Check) -> None:
@@ -125,22 +171,6 @@ async def _there(part: Check) -> None:
 
 def _asks_for(part: object, supply: str) -> TypeGuard[Config]:
     return isinstance(part, Config) and supply in type(part).model_fields
-
-
-def _with_model(part: Config, model: object, backend: Backend) -> Config:
-    """The part, with the run's model; what the model writes is kept.
-
-    Raises:
-        SpecError: the model does not read, and the part needs one that does.
-    """
-    if not isinstance(part, NoisyChannel):
-        return part.model_copy(update={"backend": backend})
-    if not isinstance(model, Scoring):
-        raise SpecError(
-            f"verifier: {part.kind} needs a model that reads, and {backend.name!r} only writes",
-            hint="the local engine reads: model.kind = hf",
-        )
-    return part.model_copy(update={"backend": model})
 
 
 @dataclass(frozen=True)
@@ -172,10 +202,8 @@ async def opened(
     """Open the model, the world, the verifiers and the grader; close them with the block."""
     async with AsyncExitStack() as stack:
         model = await _live(parts.model, stack)
-        backend = cast("Backend", model)
-        if journal is not None:
-            backend = await to_thread.run_sync(Journal, journal, backend)
-        supplies = _Supplies(model, backend, parts.sandbox, stack)
+        backend = await _recorded(model, journal)
+        supplies = _Supplies((parts.model, model, backend), parts.sandbox, journal, stack)
         verifiers: list[tuple[object, Verifier]] = []
         for specs in (parts.verifier, *(strategy.verifier or {} for strategy in strategies)):
             for spec in specs.values():
@@ -184,6 +212,14 @@ async def opened(
         world = cast("Environment", await supplies.live(parts.environment))
         judge = cast("Verifier | None", await supplies.live(grader))
         yield Ready(backend, world, verifiers, judge)
+
+
+@asynccontextmanager
+async def grading(spec: Spec) -> AsyncGenerator[Verifier]:
+    """Open a run's grader alone: no model is asked."""
+    async with AsyncExitStack() as stack:
+        supplies = _Supplies((UNOPENED, UNOPENED, UNOPENED), spec.sandbox, None, stack)
+        yield cast("Verifier", await supplies.live(spec.grader))
 
 
 async def search(
@@ -300,7 +336,7 @@ class Run:
                 self.failed.append((strategy.name, problem, str(error)))
                 continue
             outage.clear()
-            grade, why = await _grade(task, answer.node, ready.grader)
+            grade, why = await graded(task, answer.node, ready.grader)
             result = Result(
                 strategy.name,
                 problem,
@@ -323,7 +359,7 @@ class Run:
         )
 
 
-async def _grade(task: Task, node: Node, grader: Verifier | None) -> tuple[Grade, str]:
+async def graded(task: Task, node: Node, grader: Verifier | None) -> tuple[Grade, str]:
     """What the grader says of an answer; only it gets to see the target."""
     if grader is None:
         return "ungraded", "no grader"

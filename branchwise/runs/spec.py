@@ -63,15 +63,29 @@ from branchwise.verifiers.agreement import Agreement
 from branchwise.verifiers.arithmetic import Arithmetic
 from branchwise.verifiers.behaviour import Behaviour
 from branchwise.verifiers.blend import Blend
+from branchwise.verifiers.calibrated import Calibrated
+from branchwise.verifiers.cascade import Cascade, Stage
 from branchwise.verifiers.channel import NoisyChannel
 from branchwise.verifiers.command import Command
+from branchwise.verifiers.critic import Critic
+from branchwise.verifiers.ensemble import Ensemble
 from branchwise.verifiers.exact import Exact
+from branchwise.verifiers.generative import GenRM, GenRMCoT
 from branchwise.verifiers.geometric import Geometric
+from branchwise.verifiers.implicit import ImplicitReward
+from branchwise.verifiers.judge import Judge
+from branchwise.verifiers.learned import Learned
 from branchwise.verifiers.likelihood import Likelihood
 from branchwise.verifiers.math_equal import MathEqual
+from branchwise.verifiers.outcome import OutcomeReward
 from branchwise.verifiers.pairwise import Pairwise
+from branchwise.verifiers.pattern import Pattern
+from branchwise.verifiers.process import ProcessReward
+from branchwise.verifiers.product import Product
 from branchwise.verifiers.reasoning_gym import ReasoningGym
 from branchwise.verifiers.reward import Reward
+from branchwise.verifiers.schema import Schema
+from branchwise.verifiers.self_evaluation import SelfEvaluation
 from branchwise.verifiers.unit_tests import UnitTests
 
 Table: TypeAlias = dict[str, Json]
@@ -127,7 +141,7 @@ class _Part:
         if isinstance(part, type) and issubclass(part, Config):
             if "backend" not in part.model_fields:
                 fields.pop("backend", None)
-            fields = {**_stand_ins(part), **fields}
+            fields = {**_stand_ins(part), **_own_model(part, fields)}
         try:
             made = part(**fields)
         except TypeError as error:
@@ -226,6 +240,32 @@ _World = (
     | OpenEnv
     | MCP
 )
+
+
+class _Stage(Stage):
+    """A stage whose verifier is any that a spec can name."""
+
+    verifier: AnyVerifier = Field(exclude=True, repr=False)  # pyright: ignore[reportIncompatibleVariableOverride]  (frozen)
+
+
+class _Cascade(Cascade):
+    """A cascade of any verifiers."""
+
+    stages: Annotated[tuple[_Stage, ...], Field(min_length=2)]  # pyright: ignore[reportIncompatibleVariableOverride]  (frozen)
+
+
+class _Ensemble(Ensemble):
+    """An ensemble of any verifiers."""
+
+    members: Verifiers = Field(exclude=True, repr=False)  # pyright: ignore[reportIncompatibleVariableOverride]  (frozen)
+
+
+class _Calibrated(Calibrated):
+    """Any verifier, calibrated."""
+
+    of: AnyVerifier = Field(exclude=True, repr=False)  # pyright: ignore[reportIncompatibleVariableOverride]  (frozen)
+
+
 _Verifier = (
     Likelihood
     | Arithmetic
@@ -236,6 +276,20 @@ _Verifier = (
     | UnitTests
     | Behaviour
     | Command
+    | Pattern
+    | Schema
+    | ProcessReward
+    | OutcomeReward
+    | ImplicitReward
+    | Learned
+    | GenRM
+    | GenRMCoT
+    | Critic
+    | SelfEvaluation
+    | Judge
+    | _Cascade
+    | _Ensemble
+    | _Calibrated
 )
 
 
@@ -246,8 +300,23 @@ def _stood_in(value: object) -> object:
     table = cast("Mapping[str, object]", value)
     for part in (*get_args(_World), *get_args(_Verifier)):
         if table.get("kind") == _kind_of(part):
-            return {**_stand_ins(part), **table}
+            return {**_stand_ins(part), **_own_model(part, table)}
     return table
+
+
+MODELS = ("reference", "head")
+"""The fields of verifiers that hold a model beside the one that they ask."""
+
+
+def _own_model(part: type[Config], table: Mapping[str, object]) -> Mapping[str, object]:
+    """The table of a part; a `model` in it is what it asks, instead of the run's."""
+    fields = {"backend" if name == "model" else name: value for name, value in table.items()}
+    if "model" in part.model_fields or "backend" not in part.model_fields:
+        fields = dict(table)
+    for name in ("backend", *MODELS):
+        if name in part.model_fields and isinstance(fields.get(name), Mapping):
+            fields[name] = _model.validate_python(fields[name])
+    return fields
 
 
 AnyWorld = Annotated[
@@ -305,7 +374,7 @@ def _named(value: object) -> object:
 
 Verifiers = Annotated[dict[str, AnyVerifier], BeforeValidator(_named)]
 AnyRank = Annotated[
-    Annotated[Aggregate | Blend | Geometric, Field(discriminator="kind")],
+    Annotated[Aggregate | Blend | Geometric | Product, Field(discriminator="kind")],
     WrapValidator(_Part("__call__")),
 ]
 AnySearch = Annotated[AnyController, WrapValidator(_Part("grow"))]
@@ -422,6 +491,7 @@ def _kind_of(model: type[Config]) -> object:
 
 
 _policy: TypeAdapter[Policy] = TypeAdapter(AnyPolicy)
+_model: TypeAdapter[object] = TypeAdapter(AnyModel)
 _ASKING = [_kind_of(policy) for policy in POLICIES if issubclass(policy, Asking)]
 
 
@@ -467,7 +537,7 @@ def parse(table: Table, source: Path) -> Spec:
         SpecError: a field is wrong; one line names the file, the field and the fix.
     """
     try:
-        spec = Spec.model_validate(table)
+        spec = Spec.model_validate(table, context={"folder": source.parent})
     except ValidationError as error:
         raise SpecError(f"{source}: {explain(error, Spec)}") from error
     for i, strategy in enumerate(spec.strategies):
@@ -625,8 +695,10 @@ def _place(
             continue
         path.append(str(element))
         for field in [one.model_fields[element] for one in here if element in one.model_fields]:
-            # What `until` runs is any controller, by a name that only its module can resolve.
-            known = AnySearch if isinstance(field.annotation, ForwardRef) else field.annotation
+            # What stands for any controller or verifier inside one is the name of a type.
+            known = field.annotation
+            if isinstance(known, ForwardRef):
+                known = AnyVerifier if "Verifier" in known.__forward_arg__ else AnySearch
             here = list(_models(known)) or here
     return path, [*here, Chat] if NextToken in here else here  # its fields stand beside a Chat's
 

@@ -48,8 +48,23 @@ class Result:
 
 _result = TypeAdapter(Result)
 
+SOURCE = "source"
+"""Where the spec's file is, beside the fields of the spec."""
+
+
+def kept_spec(file: Path) -> tuple[dict[str, Json], Path]:
+    """The table in a run's `spec.json`, and the file that it came from.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no JSON.
+    """
+    table: dict[str, Json] = json.loads(file.read_text(encoding="utf-8"))
+    return table, Path(str(table.pop(SOURCE, file)))
+
+
 # What may change between two runs into the same directory: how much is done, not what.
-_FREE = frozenset({"concurrency", "name"})
+_FREE = frozenset({"concurrency", "name", SOURCE})
 
 
 class Store:
@@ -58,21 +73,23 @@ class Store:
     Args:
         folder: the directory; made where it is missing.
         spec: the spec's table, as it was given.
+        source: the spec's file, which relative paths in it are relative to.
 
     Raises:
         SpecError: the directory holds a run of another spec, or cannot be written.
     """
 
-    def __init__(self, folder: Path, spec: dict[str, Json]) -> None:
+    def __init__(self, folder: Path, spec: dict[str, Json], source: Path | None = None) -> None:
         self.folder = folder
         self.results: dict[tuple[str, str], Result] = {}
         kept = folder / "spec.json"
-        new = json.dumps(_comparable(spec), sort_keys=True, indent=2, default=str)
+        told = _comparable(spec) | ({} if source is None else {SOURCE: str(source.absolute())})
+        new = json.dumps(told, sort_keys=True, indent=2, default=str)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if kept.exists() and self._begun():
                 _refuse_changes(
-                    folder, json.loads(kept.read_text(encoding="utf-8")), json.loads(new)
+                    folder, _comparable(json.loads(kept.read_text())), _comparable(json.loads(new))
                 )
             else:
                 kept.write_text(new, encoding="utf-8")

@@ -26,7 +26,9 @@ class Aggregate(Config):
 
     Process reward models judge steps; a search ranks paths. `min` is Math-Shepherd's choice (Wang
     et al. 2024), `prod` that of Lightman et al. 2024, `last` that of Snell et al. 2024. On [0, 1],
-    prod ≤ min ≤ mean ≤ max, and all but `last` forget the order of the steps.
+    prod ≤ min ≤ mean ≤ max, and all but `last` forget the order of the steps. Where one node holds
+    several steps (`Verdict.steps`), each of them counts; an earlier draft does not, nor does a step
+    without text.
 
     Args:
         of: the name of the verifier.
@@ -52,14 +54,33 @@ class Aggregate(Config):
         Raises:
             VerifierError: nothing on the path was judged by this verifier.
         """
-        verdicts = (above.verdicts.get(self.of) for above in node.lineage)
-        scores = [verdict.score for verdict in verdicts if verdict is not None]
+        scores: list[float] = []
+        for above in node.lineage[node.start.depth + 1 :]:
+            verdict = above.verdicts.get(self.of)
+            # A step that says nothing, such as an end, is judged by what stands there already.
+            silent = above.step is not None and not above.step.text
+            if verdict is not None and not (silent and scores):
+                scores += verdict.steps or (verdict.score,)
         if not scores:
             known = ", ".join(node.verdicts) or "none"
             raise VerifierError(
                 f"no score of {self.of!r} on the path", hint=f"judges here: {known}"
             )
-        return _WAYS[self.how](scores)
+        return aggregated(scores, self.how)
+
+
+def aggregated(scores: Sequence[float], how: How) -> float:
+    """The scores of some steps as one.
+
+    Args:
+        scores: of the steps, in order; at least one.
+        how: how they become one.
+
+    Example:
+        >>> aggregated((0.9, 0.5, 0.8), "min")
+        0.5
+    """
+    return _WAYS[how](scores)
 
 
 def rescore(root: Node, rank: Callable[[Node], float]) -> None:

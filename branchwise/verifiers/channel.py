@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 from pydantic import Field, SkipValidation
 
@@ -60,6 +60,7 @@ class NoisyChannel(Config):
         -6.0
     """
 
+    reads: ClassVar[bool] = True
     backend: SkipValidation[Scoring] = Field(exclude=True, repr=False)
     kind: Literal["noisy-channel"] = "noisy-channel"
     channel: float = 1.0

@@ -18,11 +18,14 @@ class Likelihood(Config):
         power:  lp(y) = |y|^α                  (`length_penalty` in the beam search of transformers)
         gnmt:   lp(y) = ((5 + |y|) / 6)^α                                    (Wu et al. 2016, §7)
 
-    α = 0 is the sum, which favours short texts; with `power`, α = 1 is the mean of each token.
+    α = 0 is the sum, which favours short texts; with `power`, α = 1 is the mean of each token. With
+    `worst` it is that of the least probable token, min_t log p(y_t | x, y_<t), whatever the
+    length.
 
     Args:
         alpha: α, the length penalty's power.
         penalty: `power` or `gnmt`.
+        worst: whether the least probable token counts instead of the sum.
 
     Example:
         >>> from branchwise import Node, State, Step, Task, run_sync
@@ -35,13 +38,14 @@ class Likelihood(Config):
     kind: Literal["likelihood"] = "likelihood"
     alpha: float = 1.0
     penalty: Literal["power", "gnmt"] = "power"
+    worst: bool = False
 
     async def score(self, nodes: Sequence[Node]) -> Sequence[Verdict | VerifierError]:
         """One verdict for each node; an error where a step's log-probability is not known."""
         return [self._judge(node) for node in nodes]
 
     def _judge(self, node: Node) -> Verdict | VerifierError:
-        total, length = 0.0, 0
+        total, length, least = 0.0, 0, 0.0
         for number, step in enumerate(node.steps, start=1):
             if step.logprob is None or not math.isfinite(step.logprob):
                 return VerifierError(
@@ -49,12 +53,20 @@ class Likelihood(Config):
                     hint="ask for `logprobs` in the policy, of a backend that gives them",
                 )
             tokens = len(step.tokens) or len(step.logprobs)
-            if step.text and not tokens and self.alpha:
+            if self.worst and step.text and not step.logprobs:
+                return VerifierError(
+                    f"step {number} does not say how probable each of its tokens was",
+                    hint="ask for `logprobs` in the policy, of a backend that gives them",
+                )
+            if step.text and not tokens and self.alpha and not self.worst:
                 return VerifierError(
                     f"step {number} does not say how many tokens it has",
                     hint="use alpha = 0, or a backend that gives tokens or their logprobs",
                 )
             total += step.logprob
             length += tokens
+            least = min((least, *step.logprobs))
+        if self.worst:
+            return Verdict(least)
         size = max(length, 1) if self.penalty == "power" else (5 + length) / 6
         return Verdict(total / size**self.alpha)

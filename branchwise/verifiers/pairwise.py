@@ -2,34 +2,30 @@
 
 import inspect
 import re
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Literal, SupportsFloat
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Literal, NamedTuple, SupportsFloat
 
 from pydantic import Field, SkipValidation
 
 from branchwise.core.aio import gather
 from branchwise.core.config import Config, Sampling
-from branchwise.core.errors import BackendError, BranchError, BranchwiseError, VerifierError
+from branchwise.core.errors import BranchError, BranchwiseError, SpecError, VerifierError
 from branchwise.core.node import Node
 from branchwise.core.template import filled
 from branchwise.core.types import FREE, Backend, Message, Request, Step, Verdict
+from branchwise.verifiers.asked import replies
+from branchwise.verifiers.prompts import template
 
-_LETTER_AT_THE_END = re.compile(r"(?<![^\W_])([AB])[\W_]*\Z")
-_TEMPLATE = """\
-Two people were given the same task.
-
-Task:
-{prompt}
-
-Response A:
-{first}
-
-Response B:
-{second}
-
-Check both responses and decide which one is better: a correct conclusion counts most, sound \
-reasoning next, style nothing. The order in which they stand means nothing either. Explain \
-briefly, then end your reply with the letter of the better one: A or B."""
+_LETTER = {
+    "letter": re.compile(r"(?<![^\W_])([AB])[\W_]*\Z"),
+    "result": re.compile(
+        # No second mark before it: one that says something else would be passed over.
+        r"\A(?:(?!\[RESULT\]).)*\[RESULT\][\s*_:`(\[]{0,8}(?:Response )?([AB])[\W_]*\Z",
+        re.DOTALL,
+    ),
+}
+_TEMPLATES = {"letter": "pairwise", "result": "prometheus-relative"}
+_RUBRIC = "a correct conclusion counts most, sound reasoning next, style nothing"
 
 
 class Pairwise(Config):
@@ -39,15 +35,20 @@ class Pairwise(Config):
 
     So s(a, b) = 1 - s(b, a) exactly, and a model that always prefers one place says 1/2. A reply
     has to end with the letter A or B; a vote of which one reply does not, or was cut short, is an
-    error that quotes it.
+    error that quotes it. The verdict's `detail` is the letters of both replies: `position_bias`
+    counts in how many votes a place has won, not an answer.
 
     Source: pairwise ranking of LLM-Blender, Jiang et al. 2023, §3; both orders as in Zheng et al.
-    2023 (MT-Bench), §3.4.
+    2023 (MT-Bench), §3.4; the form `result` is that of Prometheus 2, Kim et al. 2024 (relative
+    grading).
 
     Args:
         backend: the model.
         system: the system's message; none where it is empty.
-        template: the user's message; `{prompt}`, `{first}` and `{second}` are filled in.
+        rubric: what makes an answer the better one.
+        form: how a reply ends: with the `letter`, or with `[RESULT] A` (`result`).
+        template: the user's message, instead of the packaged one of the form; `{prompt}`,
+            `{first}`, `{second}` and `{rubric}` are filled in.
         sampling: how replies are drawn; at temperature 0 all votes on a pair are the same.
         max_tokens: the most tokens of a reply.
         stop: strings that end a reply.
@@ -64,15 +65,22 @@ class Pairwise(Config):
     backend: SkipValidation[Backend] = Field(exclude=True, repr=False)
     kind: Literal["pairwise"] = "pairwise"
     system: str = ""
-    template: str = _TEMPLATE
+    rubric: str = _RUBRIC
+    form: Literal["letter", "result"] = "letter"
+    template: str | None = None
     sampling: Sampling = Sampling()
     max_tokens: int = Field(default=512, ge=1)
     stop: tuple[str, ...] = ()
 
     def request(self, first: Node, second: Node, seeds: Sequence[int]) -> Request:
         """What the model is asked: a pure function of the two nodes and the seeds."""
-        values = {"prompt": first.task.prompt, "first": first.text, "second": second.text}
-        question = filled(self.template, {name: text.strip() for name, text in values.items()})
+        values = {
+            "prompt": first.task.prompt.strip(),
+            "first": first.text.strip(),
+            "second": second.text.strip(),
+            "rubric": self.rubric,
+        }
+        question = filled(self.template or template(_TEMPLATES[self.form]), values)
         messages = [Message("system", self.system)] if self.system else []
         return Request(
             messages=(*messages, Message("user", question)),
@@ -99,24 +107,12 @@ class Pairwise(Config):
             drawn = [seeds[place] for place in places]
             requests.append(self.request(first, second, drawn))
             requests.append(self.request(second, first, drawn))
-        replies = await gather(self._replies, requests)
+        rows = await gather(lambda request: replies(self.backend, request), requests)
         verdicts: dict[int, Verdict | VerifierError] = {}
-        for places, there, back in zip(votes.values(), replies[::2], replies[1::2], strict=True):
+        for places, there, back in zip(votes.values(), rows[::2], rows[1::2], strict=True):
             for place, one, other in zip(places, there, back, strict=True):
-                verdicts[place] = _verdict(one, other)
+                verdicts[place] = _verdict(one, other, _LETTER[self.form])
         return [verdicts[place] for place in range(len(pairs))]
-
-    async def _replies(self, request: Request) -> Sequence[Step | VerifierError]:
-        try:
-            return await self.backend.complete(request)
-        except BackendError as error:
-            if error.fatal:
-                # Without what has arrived: these are replies, not steps of a search.
-                raise BackendError(
-                    error.message, hint=error.hint, fatal=True, status=error.status
-                ) from error
-            lost = VerifierError(error.message, hint=error.hint)
-            return [step or lost for step in error.arrived or [None] * len(request.seeds)]
 
 
 class Comparison:
@@ -173,12 +169,59 @@ class Comparison:
         return Verdict(score)
 
 
-def _verdict(there: Step | VerifierError, back: Step | VerifierError) -> Verdict | VerifierError:
+class PositionBias(NamedTuple):
+    """How often a judge's two orders agree.
+
+    Args:
+        votes: that could be read.
+        first: of these, in how many the answer in the first place won in both orders.
+        second: the same for the second place.
+    """
+
+    votes: int
+    first: int
+    second: int
+
+    @property
+    def share(self) -> float:
+        """In which share of the votes the place has decided; 0 where there is no vote."""
+        return (self.first + self.second) / self.votes if self.votes else 0.0
+
+
+def position_bias(verdicts: Iterable[Verdict | VerifierError]) -> PositionBias:
+    """How often the place has decided in the votes of a `Pairwise`, not the answer.
+
+    Errors are left out.
+
+    Source: the consistency and the two biases in table 2 of MT-Bench, Zheng et al. 2023.
+
+    Raises:
+        SpecError: a verdict is of another preference.
+
+    Example:
+        >>> told = [Verdict(1.0, detail="AB"), Verdict(0.5, detail="AA")]
+        >>> position_bias(told), position_bias(told).share
+        (PositionBias(votes=2, first=1, second=0), 0.5)
+    """
+    counts = dict.fromkeys(("AA", "AB", "BA", "BB"), 0)
+    for verdict in verdicts:
+        if isinstance(verdict, VerifierError):
+            continue
+        if verdict.detail not in counts:
+            raise SpecError(f"{verdict.detail!r} does not tell how two orders were judged")
+        counts[verdict.detail] += 1
+    return PositionBias(sum(counts.values()), counts["AA"], counts["BB"])
+
+
+def _verdict(
+    there: Step | VerifierError, back: Step | VerifierError, form: re.Pattern[str]
+) -> Verdict | VerifierError:
     """From the replies about (a, b) and about (b, a)."""
-    usage = sum((reply.usage for reply in (there, back) if isinstance(reply, Step)), FREE)
+    paid = [r.usage if isinstance(r, Step) else r.spent or FREE for r in (there, back)]
+    usage = sum(paid, FREE)
     letters: list[str] = []
     for reply in (there, back):
-        letter = reply if isinstance(reply, VerifierError) else _letter(reply)
+        letter = reply if isinstance(reply, VerifierError) else _letter(reply, form)
         if isinstance(letter, VerifierError):
             return VerifierError(letter.message, hint=letter.hint, spent=usage)
         letters.append(letter)
@@ -186,10 +229,10 @@ def _verdict(there: Step | VerifierError, back: Step | VerifierError) -> Verdict
     return Verdict(wins / 2, detail="".join(letters), usage=usage)
 
 
-def _letter(reply: Step) -> str | VerifierError:
+def _letter(reply: Step, form: re.Pattern[str]) -> str | VerifierError:
     """The letter that a reply ends with; a reply that was cut short does not end at all."""
     cut = reply.finish in {"length", "filter"}
-    if (match := _LETTER_AT_THE_END.search(reply.text)) and not cut:
+    if (match := form.search(reply.text)) and not cut:
         return match[1]
     return VerifierError(
         f"the comparison could not be read: the reply ends with {reply.text[-80:]!r}"

@@ -191,13 +191,6 @@ async def test_tool_calls():
     assert body["messages"][2] == {"role": "tool", "content": "3", "tool_call_id": "c0"}
 
 
-async def test_candidates_are_refused():
-    async with talking(chat("never asked")) as (server, backend):
-        with pytest.raises(SpecError, match="candidates"):
-            await backend.complete(request(candidates=3))
-    assert server.bodies == []
-
-
 async def test_schema():
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
     async with talking(chat('{"a": 1}')) as (server, backend):

@@ -7,6 +7,7 @@ from worlds import Enumerate, Judge
 from branchwise import (
     BackendError,
     Node,
+    SearchFailed,
     SpecError,
     State,
     Step,
@@ -175,6 +176,20 @@ async def test_a_verifier_that_raises_fails_the_culprit_only():
     a, b, c = await grow(verifier=Touchy())([root()], 3)
     assert (a.score, c.score) == (1.0, 2.0)
     assert b.failure == "verifier 'judge' raised KeyError: 'b'"
+
+
+async def test_a_verifier_whose_model_is_out_of_reach_ends_the_search_when_all_is_paid():
+    class Refused:
+        async def score(self, nodes):
+            raise BackendError("wrong key", fatal=True, spent=Usage(calls=1))
+
+    start = root()
+    with pytest.raises(SearchFailed, match="wrong key"):
+        await grow(verifier=Refused())([start, *(await grow()([start], 2))], 1)
+    judged = [node for node in start.walk() if node.failure]
+    assert len(judged) == 3
+    assert all("verifier 'judge': wrong key" in node.failure for node in judged)
+    assert start.usage.calls == 3
 
 
 async def test_what_a_failure_has_cost_is_counted_once_and_saved():

@@ -27,8 +27,12 @@ class _Live:
     async def complete(self, request):
         return [self._step(request, random.Random(seed)) for seed in request.seeds]
 
-    async def read(self, request, *, since=0, state=False):
-        return [Reading((1, 2), (-1.0, -0.5)) for _ in request.said[since:]]
+    async def read(self, request, *, since=0, state=False, words=()):
+        law = tuple(-1.0 - i for i in range(len(words)))
+        values = (0.5, 1.5)
+        return [
+            Reading((1, 2), (-1.0, -0.5), values, words=law) for _ in request.said[since:] or " "
+        ]
 
     def _step(self, request, draws):
         usage = Usage(calls=1, completion=1)
@@ -50,6 +54,8 @@ class _Live:
             )
         if "the number of that response" in request.asked:
             text, finish = "They agree on response 1.", "end"
+        elif "\nScore: (a whole number" in request.asked:
+            text, finish = "Reasons: Fine.\nScore: 4", "end"
         elif "A or B" in request.asked:
             text, finish = draws.choice(["It is A.", "It is B."]), "end"
         elif request.stop and len(request.said) < 2:

@@ -1,5 +1,7 @@
 """Estimates at k against all choices of k samples, and against the law they estimate."""
 
+import math
+import random
 from fractions import Fraction
 from itertools import permutations
 from math import comb
@@ -9,7 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from branchwise import Best, Node, SpecError, State, Task, Vote
-from branchwise.runs.at_k import best_of_n_at_k, coverage, majority_at_k, pass_at_k
+from branchwise.runs.at_k import (
+    best_of_n_at_k,
+    coverage,
+    majority_at_k,
+    pass_at_k,
+    weighted_vote_at_k,
+)
 
 
 def mean_over_choices(pick, samples, k):
@@ -76,6 +84,44 @@ def test_the_majority_is_the_mean_over_all_choices(answers, right, data):
     assert majority_at_k(answers, correct, k) == pytest.approx(exact)
 
 
+ballots = st.lists(
+    st.tuples(
+        st.sampled_from(["a", "b", "c", None]),
+        st.sampled_from([-math.inf, -900.0, 0.0, 0.25, 0.5, 1.0]),
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+@given(
+    ballots, st.sets(st.sampled_from("abc")), st.sampled_from(["equal", "score", "exp"]), st.data()
+)
+def test_the_weighted_vote_is_the_mean_over_all_choices(samples, right, weight, data):
+    k = data.draw(st.integers(1, len(samples)))
+    correct = [answer in right for answer, _ in samples]
+    answers, scores = zip(*samples, strict=True)
+    exact = mean_over_choices(Vote(weight=weight), [(a, s, a in right) for a, s in samples], k)
+    estimate = weighted_vote_at_k(answers, scores, correct, k, weight=weight)
+    assert estimate == pytest.approx(exact)
+
+
+def test_choices_that_are_drawn_come_near_to_all_of_them():
+    draws = random.Random(3)
+    answers = [draws.choice("aabc") for _ in range(14)]
+    scores = [draws.random() for _ in answers]
+    correct = [answer == "b" for answer in answers]
+    every = weighted_vote_at_k(answers, scores, correct, 5, draws=2002)  # C(14, 5)
+    some = [weighted_vote_at_k(answers, scores, correct, 5, draws=500, seed=s) for s in range(20)]
+    deviation = math.sqrt(every * (1 - every) / 500)
+    assert 0.05 < every < 0.95
+    assert max(abs(one - every) for one in some) < 4 * deviation
+    assert abs(sum(some) / 20 - every) < 4 * deviation / math.sqrt(20)
+    assert len(set(some)) > 10
+    equal = weighted_vote_at_k(answers, scores, correct, 5, weight="equal", draws=2002)
+    assert equal == pytest.approx(majority_at_k(answers, correct, 5))
+
+
 def test_at_all_and_at_one_they_are_what_one_expects():
     answers = ["a"] * 30 + ["b"] * 25 + [str(i) for i in range(45)]
     correct = [answer == "b" for answer in answers]
@@ -119,6 +165,8 @@ def test_a_pick_that_knows_reaches_the_coverage():
         (lambda: pass_at_k(3, 4, 1), "4 of 3 samples cannot be right"),
         (lambda: best_of_n_at_k([1.0], [True, False], 1), "1 samples, but 2"),
         (lambda: majority_at_k(["a"], [], 1), "1 samples, but 0"),
+        (lambda: weighted_vote_at_k(["a"], [1.0, 2.0], [True], 1), "1 samples, but 2"),
+        (lambda: weighted_vote_at_k(["a"], [1.0], [True], 2), "look at 2 of 1"),
         (lambda: coverage([], 1), "at least one problem"),
     ],
 )

@@ -429,7 +429,7 @@ policy = { kind = "next-token" }
     status, _, err = command(capsys, "run", "spec.toml")
     assert status == 2
     assert err == (
-        "error: the backend gives no candidates (the local engine does: backend kind hf)\n"
+        "error: the backend gives no candidates that can be drawn (the local engine does: backend kind hf)\n"
     )
     assert Path("runs/spec/results.jsonl").read_text()
 

@@ -66,6 +66,7 @@ def whole(table, folder):
         strategy = {"search": {"kind": "rollout"}, **own, "name": "one"}
         rest = {name: table[name] for name in table if name not in own}
         table = {**rest, "strategies": [strategy]}
+    table = scripted(table)
     prompt, says = SAID.get(table.get("environment", {}).get("kind"), ("What is 1 + 2?", ""))
     row = {"question": prompt, "answer": "3"}
     (folder / "problems.jsonl").write_text(json.dumps(row))
@@ -74,6 +75,17 @@ def whole(table, folder):
         "model": {"kind": "parrot:Parrot", "says": says},
         "data": {"path": "problems.jsonl"},
     }
+
+
+def scripted(value):
+    """The same, with a script in the place of each model that a part has of its own."""
+    if isinstance(value, list):
+        return [scripted(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    if value.get("kind") in {"hf", "openai"}:
+        return {"kind": "parrot:Parrot"}
+    return {name: scripted(one) for name, one in value.items()}
 
 
 def carried_out(table, folder):

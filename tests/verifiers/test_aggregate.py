@@ -63,3 +63,28 @@ def test_a_tree_is_rescored_without_a_model():
 def test_an_unknown_verifier_is_named():
     with pytest.raises(VerifierError, match=r"no score of 'orm' .*prm, other"):
         Aggregate(of="orm")(path([0.5]))
+
+
+def test_the_steps_that_one_node_holds_each_count():
+    node = path([0.9])
+    whole = Node(node.task, State(), node, 0, Step("two steps"))
+    whole.judged(("prm", "other"), (Verdict(0.1, steps=(0.8, 0.5)), Verdict(0.0)))
+    scores = {"min": 0.5, "prod": 0.36, "last": 0.5, "mean": 2.2 / 3, "max": 0.9, "sum": 2.2}
+    for how, expected in scores.items():
+        assert Aggregate(of="prm", how=how)(whole) == pytest.approx(expected)
+
+
+def test_an_earlier_draft_does_not_count():
+    draft = path([0.1])
+    done = Node(draft.task, State(done=True), draft, 0, Step("end"))
+    done.judged(("prm", "other"), (Verdict(0.2), Verdict(0.0)))
+    new = Node(draft.task, State(), done, 0, Step("anew"))
+    new.judged(("prm", "other"), (Verdict(0.7), Verdict(0.0)))
+    assert Aggregate(of="prm", how="prod")(new) == 0.7
+
+
+def test_an_end_without_text_is_no_step():
+    node = path([0.9, 0.5])
+    end = Node(node.task, State(done=True), node, 0, Step(""))
+    end.judged(("prm", "other"), (Verdict(0.5), Verdict(0.0)))
+    assert Aggregate(of="prm", how="prod")(end) == 0.45

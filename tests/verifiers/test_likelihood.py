@@ -59,3 +59,13 @@ async def test_an_unknown_probability_spoils_no_sibling(step, hint):
 async def test_a_sum_needs_no_length():
     [verdict] = await Likelihood(alpha=0).score([path(Step("c", logprob=-1.0))])
     assert verdict.score == -1
+
+
+async def test_the_worst_token_counts_where_it_is_asked_for():
+    worst = Likelihood(worst=True)
+    best = Step("b", tokens=(3,), logprobs=(-0.5,), logprob=-0.5)
+    unsaid = Step("c", tokens=(1,), logprob=-1.0)
+    verdicts = await worst.score([path(A, best), path(best), path(Step("", logprob=0.0))])
+    assert [verdict.score for verdict in verdicts] == [-2.0, -0.5, 0.0]
+    [error] = await worst.score([path(A, unsaid)])
+    assert "step 2 does not say" in str(error)

@@ -108,6 +108,39 @@ def test_it_works_in_any_thread():
     assert said == ["equal"]
 
 
+def test_it_stops_in_time_in_any_thread_and_on_any_loop():
+    said = []
+    grade = functools.partial(graded, workers=1, seconds=0.3)
+
+    def work(backend):
+        said.extend(run_sync(grade, [(TOWER, "8^{8^8}")], backend=backend))
+
+    threads = [threading.Thread(target=work, args=[loop]) for loop in ("asyncio", "trio")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert said == ["timeout: the comparison took too long"] * 2
+
+
+ODD = [
+    *("\ud800", "\u0301" * 300, "\U0001d465+\U0001d465", "\ufeff2x\u200b", "\r\n\u2028", "%\n"),
+    *("\\input{/dev/zero}", "\\def\\a{\\a\\a}\\a", "\\csname x\\endcsname", "$$", "\\"),
+    *("(" * 100_000 + "x" + ")" * 100_000, "{" * 20_000, "x^" * 3000 + "x"),
+    "\\frac{1}{" * 2000 + "x" + "}" * 2000,
+]
+
+
+def test_whatever_the_characters_one_of_its_words_comes():
+    said = run_sync(
+        functools.partial(graded, workers=1, seconds=60),
+        [pair for odd in ODD for pair in ((odd, "2x"), ("2x", odd), (odd, odd))],
+    )
+    assert set(said[::3]) <= {"unparsed", "different"}
+    assert set(said[1::3]) <= {"unparsed target", "different"}
+    assert set(said[2::3]) == {"equal"}
+
+
 def test_without_math_verify_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr(math_equal, "find_spec", lambda _: None)
     with pytest.raises(SpecError, match=r"pip install 'branchwise\[math\]'"):

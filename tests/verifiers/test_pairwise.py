@@ -2,13 +2,15 @@ import json
 import random
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from branchwise.backends.scripted import Scripted
-from branchwise.core.aio import checkpoint
-from branchwise.core.errors import BackendError, Exhausted, VerifierError
+from branchwise.core.aio import checkpoint, run_sync
+from branchwise.core.errors import BackendError, Exhausted, SpecError, VerifierError
 from branchwise.core.node import Node
-from branchwise.core.types import Preference, State, Step, Task, Usage
-from branchwise.verifiers.pairwise import Comparison, Pairwise
+from branchwise.core.types import Preference, State, Step, Task, Usage, Verdict
+from branchwise.verifiers.pairwise import Comparison, Pairwise, PositionBias, position_bias
 
 pytestmark = pytest.mark.anyio
 ROOT = Node(Task("Tell {first}."), State())
@@ -184,3 +186,93 @@ async def test_signals_pass_through_a_function_and_failures_do_not(error, passes
     else:
         [verdict] = await Comparison(raises).prefer([(A, B)], [0])
         assert str(verdict) == str(error)
+
+
+@pytest.mark.parametrize(
+    ("reply", "letter"),
+    [
+        ("Feedback: The first is right. [RESULT] A", "A"),
+        ("[RESULT] B\n", "B"),
+        ("Feedback: So. **[RESULT]** Response B.", "B"),
+        ("[RESULT]: (A)", "A"),
+    ],
+)
+async def test_prometheus_ends_with_a_result(reply, letter):
+    [verdict] = await judge(lambda r, s: reply, form="result").prefer([(A, B)], [0])
+    assert verdict.detail == 2 * letter
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "A",
+        "RESULT A",
+        "[RESULT]",
+        "[RESULT] a",
+        "[RESULT] AB",
+        "[RESULT] A is better",
+        "[RESULT] B, no: [RESULT] A",
+        "[RESULT] 4",
+    ],
+)
+async def test_what_does_not_end_with_a_result_is_quoted(reply):
+    [error] = await judge(lambda r, s: reply, form="result").prefer([(A, B)], [0])
+    assert repr(reply) in str(error)
+
+
+@pytest.mark.parametrize("form", ["letter", "result"])
+def test_the_packaged_templates_show_both_answers_once(form):
+    policy = Pairwise(backend=Scripted(lambda r, s: "A"), form=form, rubric="RUBRIC")
+    a, b = (Node(Task("TASK"), State(), None, 0, Step(text)) for text in ("{second}", "SECOND"))
+    asked = policy.request(a, b, [0]).asked
+    assert asked.index("TASK") < asked.index("{second}") < asked.index("SECOND")
+    for part in ("TASK", "{second}", "SECOND", "RUBRIC"):
+        assert asked.count(part) == 1
+    assert "{" not in asked.replace("{second}", "")
+    assert ("[RESULT]" in asked) == (form == "result")
+
+
+@settings(max_examples=30)
+@given(
+    st.sampled_from(["letter", "result"]), st.text(st.sampled_from("AB [RESULT]ab."), max_size=12)
+)
+def test_any_reply_gives_opposite_verdicts_for_swapped_pairs_or_is_quoted(form, text):
+    def moody(request, seed):
+        return text if shown(request)[0] == "a" else "[RESULT] B"
+
+    there, back = run_sync(judge(moody, form=form).prefer, [(A, B), (B, A)], [0, 0])
+    if isinstance(there, VerifierError):
+        assert repr(text) in str(there)
+        assert repr(text) in str(back)
+    else:
+        assert there.score == 1 - back.score
+        assert there.detail == back.detail[::-1]
+
+
+async def test_the_place_s_share_is_counted():
+    def judged_by_place(request, seed):
+        first, second = shown(request)
+        return "A" if first == "c" or (first, second) == ("a", "b") else "B"
+
+    pairs = [(A, B), (A, C), (B, C)]
+    verdicts = await judge(judged_by_place).prefer(pairs, [0, 0, 0])
+    # "a|b" A, "b|a" B: a wins. "a|c" B, "c|a" A: c wins. "b|c" B, "c|b" A: c wins.
+    assert [verdict.detail for verdict in verdicts] == ["AB", "BA", "BA"]
+    assert position_bias(verdicts) == PositionBias(3, 0, 0)
+    for place, expected in (("A", (2, 2, 0)), ("B", (2, 0, 2))):
+        votes = [*await judge(lambda r, s, p=place: p).prefer(pairs[:2], [0, 0])]
+        assert position_bias(votes) == expected
+        assert position_bias([*votes, *verdicts, VerifierError("?")]).share == 2 / 5
+    assert position_bias([]).share == 0
+    with pytest.raises(SpecError, match="equal"):
+        position_bias([Verdict(1.0, detail="equal")])
+
+
+async def test_what_a_failed_call_has_cost_is_on_its_vote():
+    def broke(request, seed):
+        if shown(request)[0] == "b":
+            raise BackendError("gone", spent=Usage(completion=5))
+        return Step("A", usage=Usage(completion=2))
+
+    [error] = await judge(broke).prefer([(A, B)], [0])
+    assert (str(error), error.spent.completion) == ("gone", 7)

@@ -17,11 +17,13 @@ class Judge:
         request: the question and the steps.
         since: the first step to judge.
         state: whether the model's states are wanted.
+        words: tokens of which it is wanted how probable they are after each step.
     """
 
     request: Request
     since: int
     state: bool
+    words: tuple[str | int, ...]
 
 
 Asked: TypeAlias = Request | Judge

@@ -26,7 +26,8 @@ class HF(Config):
     Each seed of a request is a row. Rows join and leave at every step, first come, first served;
     what rows share is read once; a request is answered as soon as its own rows are done.
     The same seed gives the same tokens alone and in company, up to rounding: exactly in practice
-    with float32, not with bfloat16.
+    with float32, not with bfloat16. It also reads what was written (`read`): reward models load as
+    others do, by the tensors of their value heads.
 
     Args:
         model: a name of the catalogue (`branchwise models`), a hub's `owner/model`, a folder, or a
@@ -108,21 +109,34 @@ class Local:
         return cast("Sequence[Step]", await self._batcher.submit(request))
 
     async def read(
-        self, request: Request, *, since: int = 0, state: bool = False
+        self,
+        request: Request,
+        *,
+        since: int = 0,
+        state: bool = False,
+        words: Sequence[str | int] = (),
     ) -> Sequence[Reading]:
         """What the model makes of the steps that were said, read together with all else.
 
-        Steps that carry no tokens are tokenised each by itself.
+        Steps that carry no tokens are tokenised each by itself. Where states, words or a value head
+        tell of the steps, no log-probabilities do: each step then costs one token, and those that
+        nobody has read or written before.
 
         Args:
             request: the question and the answer so far.
-            since: the first step to judge; those before it count as part of the question.
+            since: the first step to judge; those before it count as part of the question. Where
+                none is left to judge, there is one reading of no tokens: of all that stands there.
             state: whether the states of the model's last layer are wanted.
+            words: texts of one token, or tokens, of which it is wanted how probable they are next.
+
+        Returns:
+            one for each step that is judged; none where there is none and nothing but its
+            log-probabilities could be told.
 
         Raises:
-            SpecError: the model's chat template cannot say what is asked.
+            SpecError: a word is not one token, the model has no language head for it, or its chat
+                template cannot say what is asked.
             BackendError: the text does not fit the model, the model failed, or was closed.
         """
-        if since >= len(request.said):
-            return []
-        return cast("Sequence[Reading]", await self._batcher.submit(Judge(request, since, state)))
+        judge = Judge(request, since, state, tuple(words))
+        return cast("Sequence[Reading]", await self._batcher.submit(judge))

@@ -66,18 +66,19 @@ class Batch:
         wanted: after which of them it is of interest what the model says.
         drawing: the rows that draw from it.
         judging: the rows whose given tokens are judged by it.
+        looking: the rows that look at what it says after their context.
     """
 
     spans: list[Span] = field(default_factory=list[Span])
     wanted: list[int] = field(default_factory=list[int])
     drawing: list[Turn] = field(default_factory=list[Turn])
     judging: list[Turn] = field(default_factory=list[Turn])
+    looking: list[Turn] = field(default_factory=list[Turn])
     _tokens: int = 0
 
     def add_row(self, row: Row, tail: Tail, tokens: Sequence[int], draft: Draft | None) -> None:
         """A row's next tokens, each followed by something of interest."""
-        turn = Turn(row, len(self.wanted), len(tokens), draft)
-        (self.judging if row.given else self.drawing).append(turn)
+        self._turn(Turn(row, len(self.wanted), len(tokens), draft))
         self.wanted += range(self._tokens, self._tokens + len(tokens))
         self._add(tail.span(tokens))
 
@@ -91,10 +92,14 @@ class Batch:
         if reading.rows:
             for row in reading.rows:
                 row.waits = False
-                turn = Turn(row, len(self.wanted), 0)
-                (self.judging if row.given else self.drawing).append(turn)
+                self._turn(Turn(row, len(self.wanted), 0))
             self.wanted.append(self._tokens - 1)
         return True
+
+    def _turn(self, turn: Turn) -> None:
+        row = turn.row
+        turns = self.looking if row.look else self.judging if row.given else self.drawing
+        turns.append(turn)
 
     def _add(self, span: Span) -> None:
         self.spans.append(span)

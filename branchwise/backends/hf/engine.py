@@ -115,13 +115,12 @@ class Engine:
             row.read += len(unread)
         self._tree.hold(place)
         row.tail = Tail(place, place.runs())
-        row.waits = self._model.speaks
-        if row.waits:
-            # What follows a context is known only while its last token is read.
-            if place not in self._readings:
-                self._readings[place] = Reading(place.segment, place.upto - 1, place.upto)
-                row.read += 1
-            self._readings[place].rows.append(row)
+        row.waits = True
+        # What follows a context is known only while its last token is read.
+        if place not in self._readings:
+            self._readings[place] = Reading(place.segment, place.upto - 1, place.upto)
+            row.read += 1
+        self._readings[place].rows.append(row)
         return True
 
     def _pass(self) -> None:
@@ -130,6 +129,7 @@ class Engine:
         batch = self._batch()
         if batch.spans:
             seen = self._model.read(batch.spans, batch.wanted)
+            self._look(batch.looking, seen)
             self._judge(batch.judging, seen)
             self._draw(batch.drawing, seen)
         share = (time.perf_counter() - started) / max(1, len(self._live))
@@ -222,23 +222,32 @@ class Engine:
             row, tail = turn.row, turn.row.tail
             assert tail is not None
             # A context ends just before the first given token.
-            first = tail.known if turn.tokens else -1
-            rows = slice(turn.first, turn.first + (turn.tokens or 1))
-            if seen.logits is not None:
-                given = torch.tensor(row.given[first + 1 :][: rows.stop - rows.start])
-                logits = seen.logits[rows][: len(given)].float()
-                picked = logits.gather(-1, given[:, None].to(logits.device))[:, 0]
-                row.logprobs += (picked - logits.logsumexp(-1)).tolist()
-            for i in range(first, first + rows.stop - rows.start):
-                if i in row.after:
-                    row.states[i] = tuple(seen.states[turn.first + i - first].tolist())
-                    if seen.values is not None:
-                        row.values[i] = tuple(seen.values[turn.first + i - first].tolist())
+            first, count = (tail.known + 1, turn.tokens) if turn.tokens else (0, 1)
+            given = torch.tensor(row.given[first : first + count], device=self._model.device)
+            logits = _said(seen)[turn.first : turn.first + count].float()
+            picked = logits.gather(-1, given[:, None])[:, 0]
+            row.logprobs += (picked - logits.logsumexp(-1)).tolist()
             tail.known += turn.tokens
-            numbers = [*row.logprobs, *(x for values in row.values.values() for x in values)]
-            if any(map(math.isnan, numbers)):
+            if any(map(math.isnan, row.logprobs)):
                 self._spoil(row)
             elif tail.known >= row.fed:
+                row.finish = "end"
+
+    def _look(self, turns: Sequence[Turn], seen: Seen) -> None:
+        """Note what the model says after contexts that were looked at."""
+        for turn in turns:
+            row, look, at = turn.row, turn.row.look, turn.first
+            assert look is not None
+            if look.state:
+                row.state = tuple(seen.states[at].tolist())
+            if seen.values is not None:
+                row.values = tuple(seen.values[at].tolist())
+            if look.words:
+                logits = _said(seen)[at].float()
+                row.words = tuple((logits[list(look.words)] - logits.logsumexp(-1)).tolist())
+            if any(map(math.isnan, (*row.state, *row.values, *row.words))):
+                self._spoil(row, "values" if row.values else "logits")
+            else:
                 row.finish = "end"
 
     def _draw(self, turns: Sequence[Turn], seen: Seen) -> None:
@@ -313,9 +322,9 @@ class Engine:
         elif len(row.tokens) == row.limit:
             row.finish = "length"
 
-    def _spoil(self, row: Row) -> None:
+    def _spoil(self, row: Row, what: str = "logits") -> None:
         """Fail a row, and let nobody build on what it has read."""
-        row.error = BackendError("the model's logits are not numbers", hint="try dtype='float32'")
+        row.error = BackendError(f"the model's {what} are not numbers", hint="try dtype='float32'")
         if row.tail is not None:
             row.tail.known = 0
             self._tree.forget(row.tail.place.segment)
@@ -335,6 +344,11 @@ def _together(rows: Sequence[Row]) -> list[Row]:
     for row in rows:
         groups.setdefault(row.context, []).append(row)
     return [row for group in groups.values() for row in group]
+
+
+def _said(seen: Seen) -> torch.Tensor:
+    assert seen.logits is not None  # nobody asks a model for words that has no language head
+    return seen.logits
 
 
 def _rows(logits: torch.Tensor, places: Sequence[int]) -> torch.Tensor:

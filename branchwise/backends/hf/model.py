@@ -33,23 +33,27 @@ class Model:
     Args:
         model: with the attention of this package.
         room: the most bytes of keys and values.
+        value: its value head, which takes states in float32.
 
     Attributes:
         device: where it computes.
         pool: the keys and values.
         speaks: whether it has a language head.
+        judges: whether it has a value head.
         embedding: the vectors that a state is compared with to get logits, shape (vocabulary,
             size); None where they are packed away.
     """
 
-    def __init__(self, model: PreTrainedModel, room: int) -> None:
+    def __init__(
+        self, model: PreTrainedModel, room: int, value: torch.nn.Module | None = None
+    ) -> None:
         self._model = model
         self.device = model.device
         self.pool = Pool(Shape.of(model.config.get_text_config(), model.dtype), room, model.device)
-        self._values: torch.nn.Module | None = getattr(model, "score", None)
-        self.speaks = self._values is None
+        self._value = value
         self._states = torch.empty(0)
         head = model.get_output_embeddings()
+        self.speaks, self.judges = head is not None, value is not None
         table = model.get_input_embeddings() if model.config.tie_word_embeddings else head
         self.embedding: torch.Tensor | None = getattr(table, "weight", None)
         if head is not None:
@@ -78,10 +82,11 @@ class Model:
         kept = self._tensor(wanted)
         if self.speaks and wanted:
             logits = self._model(**inputs, logits_to_keep=kept).logits[0]
-            seen = Seen(self._states, logits, None)
+            states = self._states
         else:
+            logits = None
             states = self._model.base_model(**inputs).last_hidden_state[0, kept]
-            seen = Seen(states, None, self._values(states) if self._values else None)
+        seen = Seen(states, logits, self._value(states.float()) if self._value else None)
         if memory.layers != len(self.pool.keys):
             raise NotImplementedError("attention of its own")
         return seen

@@ -1,4 +1,4 @@
-"""transformers without its progress bars: they are short, and the terminal is not theirs alone."""
+"""transformers without its bars and reports: the terminal is not theirs alone."""
 
 from __future__ import annotations
 
@@ -6,6 +6,17 @@ from collections.abc import Generator
 from contextlib import contextmanager
 
 from transformers.utils import logging as chatter
+
+
+@contextmanager
+def without_reports() -> Generator[None]:
+    """No words of transformers inside but its errors; afterwards it is as talkative as it was."""
+    level = chatter.get_verbosity()
+    chatter.set_verbosity_error()
+    try:
+        yield
+    finally:
+        chatter.set_verbosity(level)
 
 
 @contextmanager

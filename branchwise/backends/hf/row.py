@@ -59,19 +59,32 @@ class Tail:
         return Span(tokens, self.place.position + self.known, self.past, self.runs, self.known)
 
 
-@dataclass(slots=True, eq=False, kw_only=True)
-class Row:
-    """One sample, or one text that is judged.
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What is wanted of a place in a text: what the value head says there, and more.
 
     Args:
-        context: the tokens that it continues; at least one where it draws.
+        state: whether the model's state is wanted.
+        words: tokens of which it is wanted how probable they are as the next one.
+    """
+
+    state: bool = False
+    words: Tokens = ()
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Row:
+    """One sample, one text whose tokens are judged, or one place of a text that is looked at.
+
+    Args:
+        context: the tokens that it continues; at least one.
         given: tokens that are judged; where there are any, none is drawn.
+        look: what is wanted after the context; where anything is, no token is drawn or judged.
         limit: the most tokens to draw; at least one.
         asked: how many tokens of the context are the question; the rest is the answer so far.
         seed: of its random numbers.
         sampling: how tokens are drawn.
         top: of how many of the most probable tokens to tell.
-        after: given tokens, by number, after which the model's state and value are wanted.
         stops: told each token; whether the text ends here.
         gone: whether nobody waits for the row any more.
 
@@ -81,8 +94,9 @@ class Row:
             temperature 1, before all adapters.
         proposals: of each token drawn, under the distribution that it was drawn from.
         tops: for each token drawn, the most probable ones in its place.
-        states: of the model, by number of the given token.
-        values: of the model's value head, likewise.
+        state: of the model after the context, where it is looked at.
+        values: of the model's value head there.
+        words: the log-probabilities of the words there, at temperature 1.
         finish: why it ended; None while it has not.
         error: why it failed; None if it did not.
         seconds: its share of the time that the model has spent.
@@ -95,20 +109,21 @@ class Row:
 
     context: Tokens
     given: Tokens = ()
+    look: Look | None = None
     limit: int = 1
     asked: int = 0
     seed: int = 0
     sampling: Sampling = Sampling()
     top: int = 0
-    after: frozenset[int] = frozenset()
     stops: Callable[[int], bool] = lambda _: False
     gone: Callable[[], bool] = lambda: False
     tokens: list[int] = field(default_factory=list[int])
     logprobs: list[float] = field(default_factory=list[float])
     proposals: list[float] = field(default_factory=list[float])
     tops: list[list[Top]] = field(default_factory=list[list[Top]])
-    states: dict[int, tuple[float, ...]] = field(default_factory=dict[int, tuple[float, ...]])
-    values: dict[int, tuple[float, ...]] = field(default_factory=dict[int, tuple[float, ...]])
+    state: tuple[float, ...] = ()
+    values: tuple[float, ...] = ()
+    words: tuple[float, ...] = ()
     finish: Finish | None = None
     error: BackendError | None = None
     seconds: float = 0.0
@@ -133,8 +148,8 @@ class Row:
 
     @property
     def fed(self) -> int:
-        """Up to which given token the model must read to judge all: the last only for its state."""
-        return len(self.given) - (len(self.given) - 1 not in self.after)
+        """Up to which given token the model must read to judge all: nothing follows the last."""
+        return len(self.given) - 1
 
     @property
     def left(self) -> int:

@@ -9,14 +9,11 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import TypeAlias, cast
+from typing import cast
 
 import torch
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -24,24 +21,20 @@ from transformers import (
 )
 
 from branchwise.backends.batcher import Feed, Ticket
-from branchwise.backends.hf import attention
+from branchwise.backends.hf import attention, head
 from branchwise.backends.hf.asked import Asked, Judge, Told
 from branchwise.backends.hf.backend import HF
 from branchwise.backends.hf.engine import Engine
 from branchwise.backends.hf.model import Model
 from branchwise.backends.hf.packed import pack
-from branchwise.backends.hf.quiet import without_bars
-from branchwise.backends.hf.row import Row
+from branchwise.backends.hf.quiet import without_bars, without_reports
+from branchwise.backends.hf.row import Look, Row
 from branchwise.backends.hf.sampler import check
 from branchwise.backends.hf.speculation import Lookup, Smaller
 from branchwise.backends.hf.text import Stops, Text, Written
 from branchwise.backends.models import Dtype, folder, revision
 from branchwise.core.errors import BackendError, SpecError
 from branchwise.core.types import Candidate, Reading, Request, Step, Usage
-
-_AutoModel: TypeAlias = (
-    AutoModelForCausalLM | AutoModelForSequenceClassification | AutoModelForTokenClassification
-)
 
 
 def load(spec: HF) -> Server:
@@ -53,20 +46,19 @@ def load(spec: HF) -> Server:
     """
     if spec.threads is not None:
         torch.set_num_threads(spec.threads)
-    device = _device(spec.device)
-    dtype: Dtype = _fast(device) if spec.dtype == "auto" else spec.dtype
+    device, dtype = chosen(spec)
     where = folder(spec.model, dtype)
-    tokenizer, model = _loaded(spec.model, where, dtype, device)
+    tokenizer, model, value = _loaded(spec.model, where, dtype, device)
     smaller = None
     if spec.draft not in {None, "lookup"}:
         small = folder(cast("str", spec.draft), dtype)
-        other, smaller = _loaded(cast("str", spec.draft), small, dtype, device)
+        other, smaller, _ = _loaded(cast("str", spec.draft), small, dtype, device)
         if other.get_vocab() != tokenizer.get_vocab():
             raise SpecError(
                 f"{spec.draft!r} has another vocabulary than {spec.model!r}",
                 hint="only a model of the same family can draft; draft='lookup' needs none",
             )
-        if _kind(smaller.config) is not AutoModelForCausalLM:
+        if smaller.get_output_embeddings() is None:
             raise SpecError(
                 f"{spec.draft!r} has no language head", hint="a model that judges cannot draft"
             )
@@ -77,7 +69,7 @@ def load(spec: HF) -> Server:
         # The law of what is said stays the same; which sample a seed gives does not.
         name += f"/{spec.draft}-{spec.guess}"
     try:
-        server = Server(name, model, tokenizer, spec, smaller)
+        server = Server(name, model, tokenizer, spec, value=value, smaller=smaller)
         server.warm_up()
     except Exception as error:
         raise SpecError(
@@ -89,38 +81,48 @@ def load(spec: HF) -> Server:
 
 def _loaded(
     name: str, where: Path, dtype: Dtype, device: torch.device
-) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+) -> tuple[PreTrainedTokenizerBase, PreTrainedModel, torch.nn.Module | None]:
+    """A model's tokenizer, the model without what it does not use, and its value head."""
     try:
-        with without_bars():
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(where)
-            kind = _kind(AutoConfig.from_pretrained(where))
-            loaded: object = kind.from_pretrained(
+        with without_bars(), without_reports():
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                where, trust_remote_code=False
+            )
+            # Of a reward model, too, all but the value head is that of a language model. Code that
+            # comes with it stays where it is, and unknown tensors are left out.
+            loaded: object = AutoModelForCausalLM.from_pretrained(
                 where,
                 dtype=getattr(torch, dtype),
                 attn_implementation=attention.NAME,
                 output_loading_info=True,
+                trust_remote_code=False,
             )
+        model, told = cast("tuple[PreTrainedModel, dict[str, set[str]]]", loaded)
+        value = head.load(where, model.config)
     except Exception as error:  # what is damaged fails in many ways
         problem = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise SpecError(f"model {name!r} does not load: {problem}") from error
-    model, told = cast("tuple[PreTrainedModel, dict[str, set[str]]]", loaded)
-    if told["missing_keys"]:  # transformers fills them with random numbers
-        raise SpecError(f"model {name!r} does not load: it lacks {min(told['missing_keys'])}")
-    if getattr(model.config.get_text_config(), "use_bidirectional_attention", False):
+    if getattr(model.config.get_text_config(), "use_bidirectional_attention", False) or any(
+        getattr(module, "is_causal", True) is False for module in model.modules()
+    ):
         raise SpecError(f"model {name!r} attends in both directions")
+    missing = told["missing_keys"]  # transformers fills them with random numbers
+    language = {
+        f"{part}.weight"
+        for part, module in model.named_modules()
+        if module is model.get_output_embeddings()
+    }
+    if head.only_judges(model.config) or (value and missing & language):
+        if value is None:
+            own = ", ".join(sorted(told["unexpected_keys"])) or "none"
+            raise SpecError(f"model {name!r} has no value head that is known (its own: {own})")
+        missing -= language
+        model = cast("PreTrainedModel", model.base_model)
+    if missing:
+        raise SpecError(f"model {name!r} does not load: it lacks {min(missing)}")
     model.to(device)  # pyright: ignore[reportArgumentType]  (its type has lost nn.Module's)
     pack(model)
-    return tokenizer, model.eval()
-
-
-def _kind(config: PreTrainedConfig) -> type[_AutoModel]:
-    """What class a model's weights are of: reward models have a value head."""
-    for name in config.architectures or ():
-        if name.endswith("ForSequenceClassification"):
-            return AutoModelForSequenceClassification
-        if name.endswith("ForTokenClassification"):
-            return AutoModelForTokenClassification
-    return AutoModelForCausalLM
+    return tokenizer, model.eval(), value.to(device) if value else None
 
 
 class Server:
@@ -131,6 +133,7 @@ class Server:
         model: with the attention of this package.
         tokenizer: the model's.
         spec: of the engine.
+        value: the model's value head, if it has one.
         smaller: a model that guesses what this one says.
     """
 
@@ -140,6 +143,8 @@ class Server:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         spec: HF,
+        *,
+        value: torch.nn.Module | None = None,
         smaller: PreTrainedModel | None = None,
     ) -> None:
         self.name = name
@@ -149,7 +154,7 @@ class Server:
         self._room = _room(config)
         self._vocabulary: int = config.vocab_size
         self._text = Text(tokenizer, self._ends)
-        self._model = Model(model, _bytes(spec.memory))
+        self._model = Model(model, _bytes(spec.memory), value)
         drafter = None
         if smaller is not None:
             small, room = Model(smaller, _bytes(spec.memory)), _room(smaller.config)
@@ -162,7 +167,7 @@ class Server:
         """Read and draw a little: whether the loop fits the model shows, and no call is slow."""
         row = Row(context=(0, 0, 0), limit=4)
         if not self._model.speaks:
-            row = Row(context=(0, 0, 0), given=(0,), after=frozenset({0}))
+            row = Row(context=(0, 0, 0), look=Look())
         arrivals = iter([[row]])
         self._engine.run(lambda: next(arrivals, []))
 
@@ -172,16 +177,10 @@ class Server:
         Raises:
             BackendError: the model failed for all of them.
         """
-        jobs: dict[Ticket[Asked, Told], _Drawing | _Judging] = {}
+        jobs: dict[Ticket[Asked, Told], _Drawing | _Judging | _Looking] = {}
 
         def exchange() -> list[Row]:
             outcomes: list[tuple[Ticket[Asked, Told], Told | Exception]] = []
-            for ticket, job in list(jobs.items()):
-                done = all(row.done for row in job.rows)
-                if done:
-                    outcomes.append((ticket, job.outcome()))
-                if done or ticket.gone:
-                    del jobs[ticket]
             arrived: list[Row] = []
             for ticket in feed.take():
                 try:
@@ -194,6 +193,12 @@ class Server:
                     for row in job.rows:
                         row.gone = partial(getattr, ticket, "gone")
                     arrived += job.rows
+            for ticket, job in list(jobs.items()):
+                done = all(row.done for row in job.rows)
+                if done:
+                    outcomes.append((ticket, job.outcome()))
+                if done or ticket.gone:
+                    del jobs[ticket]
             if outcomes:
                 feed.settle(outcomes)
             return arrived
@@ -233,21 +238,36 @@ class Server:
         ]
         return _Drawing(rows, samples, partial(self._written, request, context))
 
-    def _judge(self, judge: Judge) -> _Judging:
-        said = judge.request.said
-        context = self._text.context(replace(judge.request, said=said[: judge.since]))
-        pieces = self._text.pieces(said[judge.since :])
-        given = tuple(token for piece in pieces for token in piece)
-        self._checked(context + given)
+    def _judge(self, judge: Judge) -> _Judging | _Looking:
+        question, said = self._text.pieces(judge.request)
+        since = min(judge.since, len(said))
+        context = tuple(token for piece in (question, *said[:since]) for token in piece)
+        pieces = said[since:]
+        look = Look(judge.state, tuple(map(self._word, judge.words)))
+        looks = look != Look() or self._model.judges
+        text = self._checked(context + tuple(token for piece in pieces for token in piece))
+        if len(text) > self._room:
+            raise self._too_long(len(text))
+        if looks:
+            pieces = pieces or [()]
+            ends = list(accumulate(map(len, pieces), initial=len(context)))[1:]
+            if not ends[0]:
+                raise BackendError("there is nothing to read", hint="a model needs a token")
+            return _Looking([Row(context=text[:end], look=look) for end in ends], pieces)
         if not all(pieces):
             raise BackendError("a step to judge is empty", hint="each needs a token at least")
-        if self._model.speaks and not context:
+        if pieces and not context:
             raise BackendError("the prompt is empty", hint="the model needs a token to begin with")
-        if len(context) + len(given) > self._room:
-            raise self._too_long(len(context) + len(given))
-        ends = [end - 1 for end in accumulate(map(len, pieces))]
-        after = frozenset(ends) if judge.state or not self._model.speaks else frozenset[int]()
-        return _Judging([Row(context=context, given=given, after=after)], pieces, judge.state)
+        rows = [Row(context=context, given=text[len(context) :])] if pieces else []
+        return _Judging(rows, pieces)
+
+    def _word(self, word: str | int) -> int:
+        token = self._text.token(word) if isinstance(word, str) else word
+        if not self._model.speaks:
+            raise SpecError("the model has no language head", hint="it gives values, but no words")
+        if not 0 <= token < self._vocabulary:
+            raise SpecError(f"the model's vocabulary has no token {token}")
+        return token
 
     def _checked(self, tokens: tuple[int, ...]) -> tuple[int, ...]:
         strange = next((t for t in tokens if not 0 <= t < self._vocabulary), None)
@@ -346,23 +366,18 @@ class _Drawing:
 
 @dataclass(frozen=True, slots=True)
 class _Judging:
-    rows: Sequence[Row]  # one
+    rows: Sequence[Row]  # one, or none where there is nothing to judge
     pieces: Sequence[tuple[int, ...]]
-    state: bool
 
     def outcome(self) -> Sequence[Reading] | Exception:
-        (row,) = self.rows
-        if row.error is not None:
-            return row.error
-        ends = [0, *accumulate(map(len, self.pieces))]
-        return [
+        ends = list(accumulate(map(len, self.pieces), initial=0))
+        return _error(self.rows) or [
             Reading(
                 piece,
                 tuple(row.logprobs[begin:end]),
-                row.values.get(end - 1, ()),
-                row.states.get(end - 1, ()) if self.state else (),
-                self._usage(row, len(piece), first=not begin),
+                usage=self._usage(row, len(piece), first=not begin),
             )
+            for row in self.rows
             for piece, (begin, end) in zip(self.pieces, pairwise(ends), strict=True)
         ]
 
@@ -371,6 +386,31 @@ class _Judging:
             return Usage(prompt=tokens)
         cached = max(0, len(row.context) - row.read)
         return Usage(1, tokens + row.read, cached, seconds=row.seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class _Looking:
+    rows: Sequence[Row]  # one for each piece
+    pieces: Sequence[tuple[int, ...]]
+
+    def outcome(self) -> Sequence[Reading] | Exception:
+        return _error(self.rows) or [
+            Reading(
+                piece,
+                values=row.values,
+                state=row.state,
+                words=row.words,
+                usage=self._usage(row, len(piece) if index else len(row.context), index),
+            )
+            for index, (piece, row) in enumerate(zip(self.pieces, self.rows, strict=True))
+        ]
+
+    def _usage(self, row: Row, tokens: int, index: int) -> Usage:
+        return Usage(int(not index), row.read, max(0, tokens - row.read), seconds=row.seconds)
+
+
+def _error(rows: Sequence[Row]) -> BackendError | None:
+    return next((row.error for row in rows if row.error is not None), None)
 
 
 def _room(config: PreTrainedConfig) -> int:
@@ -391,6 +431,16 @@ def _room(config: PreTrainedConfig) -> int:
 
 def _bytes(gigabytes: float) -> int:
     return int(gigabytes * 2**30)
+
+
+def chosen(spec: HF) -> tuple[torch.device, Dtype]:
+    """The device that a spec names, and the dtype: that which is fast there, where it names none.
+
+    Raises:
+        SpecError: there is no such device.
+    """
+    device = _device(spec.device)
+    return device, _fast(device) if spec.dtype == "auto" else spec.dtype
 
 
 def _device(name: str) -> torch.device:

@@ -44,25 +44,49 @@ class Text:
             raise SpecError(
                 "the local engine cannot follow a schema", hint="a server can: backend kind openai"
             )
+        return (*self._asked(request, finished=False), *self._said(request.said))
+
+    def pieces(self, request: Request) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
+        """The tokens of a question and those of each step, by itself, so that each has a last one.
+
+        A chat whose last message is the assistant's is a finished one: nobody is about to speak.
+
+        Raises:
+            SpecError: the model has no chat template, or the template cannot say what is asked.
+        """
+        finished = bool(request.messages) and request.messages[-1].role == "assistant"
+        steps = [tuple(self._said([step])) for step in request.said]
+        return tuple(self._asked(request, finished=finished)), steps
+
+    def token(self, word: str) -> int:
+        """The token that a word is.
+
+        Raises:
+            SpecError: it is none, or several.
+        """
+        tokens = self._encode(word, special=False)
+        if len(tokens) != 1:
+            parts = ", ".join(repr(self._tokenizer.decode([token])) for token in tokens)
+            raise SpecError(
+                f"the word {word!r} is {len(tokens)} tokens of this model ({parts}), not one",
+                hint="try it with or without a space before it, or give a token's id",
+            )
+        return tokens[0]
+
+    def _asked(self, request: Request, *, finished: bool) -> Sequence[int]:
         if request.tools and not request.messages:
             raise SpecError("tools need messages", hint="a plain prompt describes them itself")
-        return (*self._asked(request), *self._said(request.said))
-
-    def pieces(self, steps: Sequence[Step]) -> list[tuple[int, ...]]:
-        """The tokens of each step by itself, so that each has a last one."""
-        return [tuple(self._said([step])) for step in steps]
-
-    def _asked(self, request: Request) -> Sequence[int]:
         if request.tokens is not None:
             return request.tokens
         if request.prompt is not None:
             return self._prompt(request.prompt)
         if request.tools:
-            return self._encode(self._rendered(request.messages, request.tools), special=False)
-        return self._chat(tuple(request.messages))
+            text = self._rendered(request.messages, request.tools, finished=finished)
+            return self._encode(text, special=False)
+        return self._chat(tuple(request.messages), finished)
 
-    def _chatted(self, messages: tuple[Message, ...]) -> list[int]:
-        return self._encode(self._rendered(messages, ()), special=False)
+    def _chatted(self, messages: tuple[Message, ...], finished: bool) -> list[int]:
+        return self._encode(self._rendered(messages, (), finished=finished), special=False)
 
     def _said(self, steps: Sequence[Step]) -> list[int]:
         """The answer so far: tokens where the steps carry them, else their text in one piece."""
@@ -84,26 +108,28 @@ class Text:
             return []
         return self._tokenizer.encode(text, add_special_tokens=special)
 
-    def _rendered(self, messages: Sequence[Message], tools: Sequence[Tool]) -> str:
+    def _rendered(
+        self, messages: Sequence[Message], tools: Sequence[Tool], *, finished: bool
+    ) -> str:
         if not self._tokenizer.chat_template:
             raise SpecError("the model has no chat template", hint="ask with a prompt instead")
         chat = [_plain(message) for message in messages]
         offered = [_offered(tool) for tool in tools]
-        text = self._render(chat, offered)
-        if offered and text == self._render(chat, []):
+        text = self._render(chat, offered, finished=finished)
+        if offered and text == self._render(chat, [], finished=finished):
             raise SpecError(
                 "the model's chat template knows no tools", hint="describe them in the prompt"
             )
         return text
 
-    def _render(self, chat: Sequence[Json], tools: Sequence[Json]) -> str:
+    def _render(self, chat: Sequence[Json], tools: Sequence[Json], *, finished: bool) -> str:
         try:
             return cast(
                 "str",
                 self._tokenizer.apply_chat_template(
                     chat,  # pyright: ignore[reportArgumentType]  (dictionaries, as it wants them)
                     tools=tools or None,  # pyright: ignore[reportArgumentType]  (so here)
-                    add_generation_prompt=True,
+                    add_generation_prompt=not finished,
                     tokenize=False,
                 ),
             )

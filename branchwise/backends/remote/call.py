@@ -101,11 +101,6 @@ class Caller:
             SpecError: the request asks for what no server can do.
             BackendError: this server cannot continue this answer.
         """
-        if request.candidates:
-            raise SpecError(
-                "servers do not tell candidates by their token ids",
-                hint="the local engine does: backend kind hf",
-            )
         so_far = request.so_far
         if so_far and request.schema is not None:
             raise SpecError(
@@ -133,8 +128,8 @@ class Caller:
                 repeated = so_far if self.repeats else ""
                 body |= {"continue_final_message": True, "add_generation_prompt": False}
         body["messages"] = messages
-        if request.logprobs:
-            body |= {"logprobs": True, "top_logprobs": 1}
+        if request.logprobs or request.candidates:
+            body |= {"logprobs": True, "top_logprobs": max(1, request.candidates)}
         if request.tools:
             body["tools"] = [_tool(tool) for tool in request.tools]
         if request.schema is not None:
@@ -148,8 +143,8 @@ class Caller:
                 hint="ask with `messages`, and continue with another mode than `completions`",
             )
         body = self._body(request, seeds) | {"prompt": prompt}
-        if request.logprobs:
-            body["logprobs"] = 1
+        if request.logprobs or request.candidates:
+            body["logprobs"] = max(1, request.candidates)
         if request.schema is not None:
             # vLLM reads the first, llama.cpp and SGLang the second.
             body["response_format"] = _response_format(request.schema)

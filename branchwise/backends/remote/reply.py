@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain, repeat
+
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 
@@ -10,12 +12,13 @@ class _Lenient(BaseModel):
 
 
 class WireToken(_Lenient):
-    """One sampled token; `id` is an addition of llama.cpp."""
+    """One sampled token, or a candidate for its place; `id` is an addition of llama.cpp."""
 
     token: str = ""
     logprob: float | None = None
     bytes: list[int] | None = None
     id: int | None = None
+    top_logprobs: list[WireToken] | None = None
 
 
 class WireLogprobs(_Lenient):
@@ -24,13 +27,23 @@ class WireLogprobs(_Lenient):
     content: list[WireToken] | None = None
     tokens: list[str] | None = None
     token_logprobs: list[float | None] | None = None
+    top_logprobs: list[dict[str, float | None] | None] | None = None
 
     def listed(self) -> list[WireToken]:
         """The tokens, whichever the format."""
         if self.content is not None:
             return self.content
-        pairs = zip(self.tokens or (), self.token_logprobs or (), strict=False)
-        return [WireToken(token=token, logprob=logprob) for token, logprob in pairs]
+        tops = chain(self.top_logprobs or (), repeat(None))
+        return [
+            WireToken(
+                token=token,
+                logprob=logprob,
+                top_logprobs=[WireToken(token=t, logprob=p) for t, p in (top or {}).items()],
+            )
+            for token, logprob, top in zip(
+                self.tokens or (), self.token_logprobs or (), tops, strict=False
+            )
+        ]
 
 
 class WireFunction(_Lenient):

@@ -10,7 +10,7 @@ from pydantic import Field
 from branchwise.backends.remote.ending import Sample, ended
 from branchwise.backends.remote.reply import Reply, WireChoice, WireToken
 from branchwise.core.config import Config
-from branchwise.core.types import Finish, Request, Step, ToolCall, Usage
+from branchwise.core.types import Candidate, Finish, Request, Step, ToolCall, Usage
 
 
 class Prices(Config):
@@ -54,7 +54,7 @@ def read(
     choices = sorted(reply.choices, key=lambda choice: choice.index or 0)
     samples = [_sample(reply, choice, request, said, note) for choice in choices]
     counts = _counts(reply, samples, note)
-    if request.logprobs and not any(sample.logprobs for sample in samples):
+    if (request.logprobs or request.candidates) and not any(sample.logprobs for sample in samples):
         note("the server gives no log-probabilities")
     steps: list[Step] = []
     for index, (choice, sample) in enumerate(zip(choices, samples, strict=True)):
@@ -76,6 +76,7 @@ def read(
                 sample.finish,
                 usage,
                 _tool_calls(choice, index),
+                candidates=_candidates(choice, request, len(sample.pieces)),
             )
         )
     return steps
@@ -108,6 +109,27 @@ def _sample(
         request.stop,
         matched=_matched(reply, choice),
         note=note,
+    )
+
+
+def _candidates(
+    choice: WireChoice, request: Request, places: int
+) -> tuple[tuple[Candidate, ...], ...]:
+    """The most probable tokens in each place; what adapters did to them servers do not tell."""
+    if not request.candidates or choice.logprobs is None:
+        return ()
+    return tuple(
+        tuple(
+            Candidate(
+                -1 if one.id is None else one.id,
+                _bytes(one).decode(errors="replace"),
+                one.logprob,
+                None,
+            )
+            for one in (token.top_logprobs or ())[: request.candidates]
+            if one.logprob is not None
+        )
+        for token in choice.logprobs.listed()[:places]
     )
 
 
