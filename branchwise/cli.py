@@ -21,6 +21,7 @@ from branchwise.verifiers.aggregate import How
 
 if TYPE_CHECKING:
     from branchwise.learning.labels import Labels
+    from branchwise.runs.runner import Run
 
 WRONG_INPUT = 2
 FAILED = 1
@@ -48,18 +49,26 @@ def run(
         set_: a change of the spec, such as data.limit=20; may be given several times.
         out: the directory of the run; `runs/` and the spec's name where none is given.
     """
-    from branchwise.runs.progress import Progress, show  # noqa: PLC0415  (so `--help` is instant)
-    from branchwise.runs.report import markdown  # noqa: PLC0415
+    from branchwise.runs.lock import locked  # noqa: PLC0415  (so `--help` is instant)
     from branchwise.runs.runner import Run  # noqa: PLC0415
     from branchwise.runs.spec import parse, read  # noqa: PLC0415
     from branchwise.runs.store import Store  # noqa: PLC0415
 
-    console = Console(stderr=False)
     table = read(spec, set_)
     what = parse(table, spec)
     what.data.tasks()  # a fault in the data shows before a directory is made
     folder = out or Path("runs") / spec.stem
-    job = Run(what, Store(folder, table, spec))
+    with locked(folder):
+        return _carried_out(Run(what, Store(folder, table, spec)))
+
+
+def _carried_out(job: Run) -> int:
+    """A run with its progress and its table; the exit status."""
+    from branchwise.runs.progress import Progress, show  # noqa: PLC0415  (as in `run`)
+    from branchwise.runs.report import markdown  # noqa: PLC0415  (likewise)
+
+    console = Console(stderr=False)
+    what, folder = job.spec, job.store.folder
     try:
         with Progress(console) as job.watch:
             rows = anyio.run(job.carry_out)
@@ -174,6 +183,7 @@ def label(
         seed: of the continuations.
     """
     from branchwise.runs.label import Labelling, Recipe, told  # noqa: PLC0415  (as in `run`)
+    from branchwise.runs.lock import locked  # noqa: PLC0415  (likewise)
     from branchwise.runs.progress import Bar  # noqa: PLC0415  (likewise)
 
     console = Console()
@@ -181,7 +191,7 @@ def label(
     recipe = Recipe(how, rollouts, most, separator.replace("\\n", "\n"), seed)
     job = Labelling(run, out, recipe, strategy, limit)
     try:
-        with Bar("problems labelled", console) as job.watch:
+        with locked(out), Bar("problems labelled", console) as job.watch:
             rows = anyio.run(job.carry_out)
     except KeyboardInterrupt:
         _say(f"\nstopped; {len(job.rows)} answers are labelled in {out}")
@@ -223,6 +233,7 @@ def train_verifier(
     from branchwise.learning.labels import read, together  # noqa: PLC0415  (likewise)
     from branchwise.learning.train import Training  # noqa: PLC0415  (likewise)
     from branchwise.runs.progress import Bar  # noqa: PLC0415  (likewise)
+    from branchwise.runs.saved import apart  # noqa: PLC0415  (likewise)
     from branchwise.runs.spec import (  # noqa: PLC0415  (likewise)
         HF,
         AnyModel,
@@ -231,6 +242,7 @@ def train_verifier(
         explain,
     )
 
+    apart(out)
     several = [read(folder) for folder in labels]
     whole = together(several)
     table: dict[str, Json] = {"model": whole.model}

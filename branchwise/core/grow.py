@@ -7,7 +7,6 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from math import inf, isfinite
-from numbers import Real
 from typing import NamedTuple, cast
 
 from branchwise.core.aio import checkpoint, gather
@@ -20,8 +19,9 @@ from branchwise.core.errors import (
     VerifierError,
     WorldError,
 )
+from branchwise.core.judging import cost, judged
 from branchwise.core.node import Node
-from branchwise.core.types import FREE, Environment, Policy, State, Step, Usage, Verdict, Verifier
+from branchwise.core.types import FREE, Environment, Policy, State, Step, Verdict, Verifier
 
 _TURN = 32
 """Every so many orders the event loop gets a turn, also where no policy waits."""
@@ -185,18 +185,23 @@ class Grow:
         names = tuple(self.verifiers)
         columns: list[Sequence[Verdict | VerifierError]] = []
         fatal: BackendError | None = None
-        for name in names:
-            try:
-                columns.append(await self._verdicts(name, nodes))
-            except BackendError as error:
-                fatal = error
-                lost = VerifierError(f"verifier {name!r}: {error}")
-                paid = VerifierError(f"verifier {name!r}: {error}", spent=error.spent)
-                columns.append([paid, *[lost] * (len(nodes) - 1)])
+        try:
+            for name in names:
+                try:
+                    columns.append(await judged(self.verifiers[name], nodes, name))
+                except BackendError as error:
+                    fatal = error
+                    lost = VerifierError(f"verifier {name!r}: {error}")
+                    paid = VerifierError(f"verifier {name!r}: {error}", spent=error.spent)
+                    columns.append([paid, *[lost] * (len(nodes) - 1)])
+        except BaseException:  # cut short: what some verifiers have said is paid all the same
+            for node, verdicts in zip(nodes, zip(*columns, strict=True), strict=False):
+                node.lost = cost(verdicts)
+            raise
         for node, verdicts in zip(nodes, zip(*columns, strict=True), strict=True):
             faults = [verdict for verdict in verdicts if isinstance(verdict, VerifierError)]
             if faults:
-                node.failed(str(faults[0]), _paid(verdicts))
+                node.failed(str(faults[0]), cost(verdicts))  # the others' too: they go unused
             else:
                 node.judged(names, cast("tuple[Verdict, ...]", verdicts))
                 if self.rank is None:
@@ -216,30 +221,6 @@ class Grow:
             else:
                 node.failed(f"ranking gave {score}, which is no finite number")
 
-    async def _verdicts(
-        self, name: str, nodes: Sequence[Node]
-    ) -> Sequence[Verdict | VerifierError]:
-        try:
-            verdicts = await self.verifiers[name].score(nodes)
-        except BranchError as error:
-            if isinstance(error, BackendError) and error.fatal:
-                raise
-            wrong = VerifierError(f"verifier {name!r}: {error}")
-            paid = VerifierError(f"verifier {name!r}: {error}", spent=error.spent)
-            return [paid, *[wrong] * (len(nodes) - 1)]
-        except BranchwiseError:
-            raise
-        except Exception as error:  # noqa: BLE001  (a user's function; only the culprit shall fail)
-            if len(nodes) > 1:
-                return [(await self._verdicts(name, [node]))[0] for node in nodes]
-            return [VerifierError(f"verifier {name!r} raised {_named(error)}")]
-        if len(verdicts) != len(nodes):
-            wrong = VerifierError(
-                f"verifier {name!r} gave {len(verdicts)} verdicts for {len(nodes)} nodes"
-            )
-            return [wrong] * len(nodes)
-        return [_sound(name, verdict) for verdict in verdicts]
-
 
 class _Order(NamedTuple):
     """Children with these indices, which are promised, of this parent."""
@@ -249,31 +230,10 @@ class _Order(NamedTuple):
     by: str
 
 
-def _paid(verdicts: Iterable[Verdict | VerifierError]) -> Usage:
-    """What verdicts that go unused have cost: one that fails makes the others worthless."""
-    costs = [v.spent or FREE if isinstance(v, VerifierError) else v.usage for v in verdicts]
-    return sum(costs, FREE)
-
-
 def _arrived(state: State, *, cut: bool) -> State | WorldError:
     if not isfinite(state.reward):
         return WorldError(f"the reward {state.reward} is no finite number")
     return dataclasses.replace(state, cut=True) if cut and not state.done else state
-
-
-def _sound(name: str, verdict: object) -> Verdict | VerifierError:
-    if isinstance(verdict, Verdict) and type(verdict.score) is float and isfinite(verdict.score):
-        return verdict
-    if isinstance(verdict, VerifierError):
-        return VerifierError(f"verifier {name!r}: {verdict}", spent=verdict.spent)
-    if not isinstance(verdict, Verdict):
-        return VerifierError(f"verifier {name!r} gave {verdict!r}, which is no Verdict")
-    score: object = verdict.score
-    if isinstance(score, Real) or hasattr(score, "__float__"):
-        number = float(score)  # type: ignore[arg-type]  # numpy scalars and Decimals have __float__
-        if isfinite(number):
-            return dataclasses.replace(verdict, score=number)
-    return VerifierError(f"verifier {name!r} gave the score {score!r}, which is no finite number")
 
 
 def _named(error: BaseException) -> str:

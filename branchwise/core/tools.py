@@ -10,7 +10,7 @@ from contextvars import ContextVar
 from functools import lru_cache
 from typing import Any, cast
 
-from branchwise.core.errors import suggestion
+from branchwise.core.errors import BranchError, SpecError, suggestion
 from branchwise.core.types import Json, Tool, ToolCall
 
 _FAULTS = 3
@@ -108,26 +108,70 @@ def validated(tool: Tool, arguments: str) -> dict[str, Json] | str:
         >>> validated(take, '{"count": "two"}')
         "count: 'two' is not of type 'integer'"
     """
-    from referencing.exceptions import Unresolvable  # noqa: PLC0415  (slow to import)
-
     value = arguments_of(arguments)
     if isinstance(value, str):
         return value
-    text = json.dumps(dict(tool.parameters))
-    broken, faults = _broken(text), list[str]()
     try:
-        faults = [] if broken else _faults(json.loads(text), value)
-    except (Unresolvable, RecursionError) as error:
-        broken = str(error)
-    except (_TooMuchError, OverflowError) as error:
+        found = faults(tool.parameters, value)
+    except SpecError as error:
+        return f"the schema of {tool.name} is broken: {error}"
+    except BranchError as error:
         return f"the arguments cannot be checked: {error}"
-    if broken:
-        return f"the schema of {tool.name} is broken: {broken.splitlines()[0]:.{_FAULT}}"
-    return "; ".join(faults) if faults else value
+    return "; ".join(found) if found else value
 
 
-class _TooMuchError(Exception):
-    """A check takes too long."""
+def sound(schema: Mapping[str, Json]) -> str:
+    """The text of a JSON schema (draft 2020-12).
+
+    Raises:
+        SpecError: it is none.
+    """
+    text = json.dumps(dict(schema))
+    if broken := _broken(text):
+        raise _no_schema(broken)
+    return text
+
+
+def faults(schema: Mapping[str, Json], value: Json, at: str = "") -> list[str]:
+    """What is wrong with a value by a JSON schema, by its place; of many faults the first ones.
+
+    The time is bounded, as it is for `validated`.
+
+    Args:
+        schema: of draft 2020-12; references lead to places in itself.
+        value: made of JSON's types, and of finite numbers.
+        at: what the value is called in the places.
+
+    Raises:
+        SpecError: the schema is broken.
+        BranchError: it takes too long.
+
+    Example:
+        >>> faults({"items": {"type": "integer"}}, [1, "two"], at="answer")
+        ["answer[1]: 'two' is not of type 'integer'"]
+    """
+    from referencing.exceptions import Unresolvable  # noqa: PLC0415  (slow to import)
+
+    text = sound(schema)
+    _left.set(_CHECKS)
+    try:
+        found = sorted(_validator()(json.loads(text)).iter_errors(value), key=_place)
+    except (Unresolvable, RecursionError) as error:
+        raise _no_schema(str(error)) from error
+    except OverflowError as error:
+        raise BranchError(str(error)) from error
+    return [
+        _at((at + _place(fault).removeprefix("$")).removeprefix("."), fault.message)
+        for fault in found[:_FAULTS]
+    ]
+
+
+def _no_schema(why: str) -> SpecError:
+    return SpecError(f"{why.splitlines()[0]:.{_FAULT}}")
+
+
+def _place(fault: Any) -> str:
+    return cast("str", fault.json_path)
 
 
 _left: ContextVar[int] = ContextVar("_left")
@@ -137,7 +181,7 @@ _left: ContextVar[int] = ContextVar("_left")
 def _spend(count: int) -> None:
     _left.set(_left.get() - count)
     if _left.get() < 0:
-        raise _TooMuchError("it takes too long")
+        raise BranchError("it takes too long")
 
 
 @lru_cache(maxsize=256)
@@ -153,16 +197,6 @@ def _broken(schema: str) -> str:
     except (SchemaError, RecursionError) as error:
         return str(error)
     return ""
-
-
-def _faults(schema: Mapping[str, Json], value: Json) -> list[str]:
-    """The first faults, by their place."""
-    _left.set(_CHECKS)
-    found = sorted(_validator()(schema).iter_errors(value), key=lambda fault: fault.json_path)
-    return [
-        _at(fault.json_path.removeprefix("$").removeprefix("."), fault.message)
-        for fault in found[:_FAULTS]
-    ]
 
 
 @lru_cache(maxsize=1)

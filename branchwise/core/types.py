@@ -346,7 +346,7 @@ class Reading:
     Args:
         tokens: the step's.
         logprobs: the log-probability of each token, at temperature 1, given all before it; empty
-            where the model has no language head.
+            where states or words are asked for, or the model has a value head or no language head.
         values: what the model's value head says after the last token, one number for each of its
             labels; empty where it has none.
         state: of the model's last layer after the last token, where it was asked for.
@@ -368,7 +368,7 @@ class Reading:
 
     @property
     def logprob(self) -> float | None:
-        """Of the whole step; None where the model has no language head."""
+        """Of the whole step; None where those of its tokens are not told."""
         return math.fsum(self.logprobs) if self.logprobs else None
 
 

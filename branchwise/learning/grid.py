@@ -50,7 +50,7 @@ def searched(
         for inner, outer in parts:
             fit = Fit(inner, outer, one)
             fit.run()
-            found.append(fit.kept.held_out)
+            found.append(fit.history[-1].held_out)
             watch(len(losses) * FOLDS + len(found), len(grid) * FOLDS)
         losses[l2, hidden] = fmean(found)
     l2, hidden = min(losses, key=lambda pair: losses[pair])

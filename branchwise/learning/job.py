@@ -14,7 +14,7 @@ from anyio import to_thread
 from branchwise.core.errors import SpecError
 from branchwise.core.types import Backend, Scoring
 from branchwise.learning.labels import Labels, together
-from branchwise.learning.report import Findings, examined, numbers, page
+from branchwise.learning.report import Findings, examined, numbers, page, shown
 from branchwise.learning.states import Cache, embed
 from branchwise.learning.train import Data, Epoch, Fit, Training, Watch, joined, split
 from branchwise.verifiers.aggregate import How
@@ -49,7 +49,7 @@ async def data_of(
     Args:
         several: what to learn from.
         spec: of the model.
-        how: which labels, and how precise the states are on disk.
+        how: which labels.
         watch: told how many answers are done, and of how many.
 
     Raises:
@@ -65,7 +65,7 @@ async def data_of(
                 f"{model.name!r} has no states to show", hint="the local engine reads: kind = hf"
             )
         for labels in several:
-            cache = await to_thread.run_sync(Cache, labels.folder / STATES, how.precision)
+            cache = await to_thread.run_sync(Cache, labels.folder / STATES)
             count = partial(_count, watch, len(states), len(rows))
             states += await embed(labels.rows, labels.reads, model, cache, count)
         return joined(rows, states, how.label), (model.name, whole.reads)
@@ -127,7 +127,7 @@ def learn(
         model=name,
         sizes=model.sizes,
         calibration=found.calibration,
-        how=how.how or ("last" if how.on == "last" else found.best),
+        how=how.how,
         report=numbers(found, how, fit.history, train, held_out),
     )
     head = head_of(card, model.tensors())
@@ -163,14 +163,13 @@ def summary(learnt: Finished) -> list[str]:
     found, how = learnt.found, learnt.how
     ranking = found.answers[how]
     steps = "not defined" if found.auc is None else f"{found.auc:.3f}"
-    within = "not defined" if ranking.pairs is None else f"{ranking.pairs:.3f}"
     picks = (
-        f"the best answer is right in {ranking.picked:.1%}, a blind pick in {found.chance:.1%}, "
-        f"one of them in {found.oracle:.1%}"
+        f"the best answer is right in {shown(ranking.picked)}, a blind pick in {found.chance:.3f}, "
+        f"one of them in {found.oracle:.3f}"
     )
     lines = [
         f"{len(learnt.history)} epochs; on the held-out problems:",
-        f"AUC of steps {steps}; of answers to the same problem, by {how}, {within}",
+        f"AUC of steps {steps}; of answers to the same problem, by {how}, {shown(ranking.pairs)}",
         f"ECE {found.ece[0]:.3f}, {found.ece[1]:.3f} after calibration",
         picks,
     ]

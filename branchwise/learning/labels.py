@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from branchwise.core.errors import SpecError
 from branchwise.core.types import FREE, Json, Usage
@@ -16,6 +16,8 @@ from branchwise.verifiers.head import Reads
 
 Label: TypeAlias = Literal["hard", "soft", "outcome"]
 On: TypeAlias = Literal["steps", "last"]
+_SPEED = {"max_rows", "memory", "draft", "guess", "threads"}
+"""Fields of a model that decide how fast it is, not what it makes of a text."""
 
 
 class Labelled(BaseModel):
@@ -98,9 +100,6 @@ class _Reads(Reads):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-_rows = TypeAdapter(Labelled)
-
-
 def read(folder: Path) -> Labels:
     """The labels in a folder.
 
@@ -120,7 +119,7 @@ def read(folder: Path) -> Labels:
     rows: list[Labelled] = []
     for number, line in enumerate(lines, start=1):
         try:
-            rows.append(_rows.validate_json(line))
+            rows.append(Labelled.model_validate_json(line))
         except ValidationError as error:
             raise SpecError(f"{file}, line {number}: {_fault(error)}") from error
     if not rows:
@@ -139,7 +138,7 @@ def together(several: Sequence[Labels]) -> Labels:
     first = several[0]
     for other in several[1:]:
         for what, one, two in (
-            ("models", first.model, other.model),
+            ("models", _judging(first.model), _judging(other.model)),
             ("prompts or separators", first.reads, other.reads),
         ):
             if one != two:
@@ -149,6 +148,11 @@ def together(several: Sequence[Labels]) -> Labels:
                 )
     rows = [row for labels in several for row in labels.rows]
     return Labels(first.folder, first.model, first.reads, rows)
+
+
+def _judging(model: dict[str, Json]) -> dict[str, Json]:
+    """What of a model's table decides its states."""
+    return {name: value for name, value in model.items() if name not in _SPEED}
 
 
 def key_of(reads: Reads, model: str, prompt: str, steps: Sequence[str]) -> str:

@@ -9,9 +9,8 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cached_property, partial
 from hashlib import blake2b
-from io import BytesIO
 from itertools import accumulate
 from pathlib import Path
 from statistics import fmean
@@ -41,7 +40,17 @@ from branchwise.core.errors import SpecError
 from branchwise.learning.labels import Labelled, Labels
 from branchwise.learning.losses import Answer, Batch, batched, pairwise, pointwise, whole
 from branchwise.learning.report import Findings, examined, numbers, page
-from branchwise.learning.train import Data, Epoch, Recipe, joined, share, split
+from branchwise.learning.train import (
+    Data,
+    Epoch,
+    Recipe,
+    joined,
+    keep,
+    share,
+    split,
+    taken_up,
+    teaches,
+)
 from branchwise.verifiers.aggregate import How
 from branchwise.verifiers.calibration import Platt
 from branchwise.verifiers.head import Reads, put
@@ -62,6 +71,9 @@ class LoRA(Recipe):
         warm_up: the share of the updates in which the rate rises; then it falls as half a cosine.
         decay: AdamW's, of what learns.
         clip: the largest norm of a gradient.
+        batch: problems of one update.
+        epochs: the most passes through the data.
+        patience: so many epochs without a better loss on the held-out problems end the training.
         tokens: so many go through the model together at most, padding included: a matter of memory
             and speed, not of what is learned. What is longer goes alone.
         longest: tokens of a question and its answer at most; longer ones are left out.
@@ -372,34 +384,26 @@ class Tuner:
         return batched([example.answer for example in examples], self.how.on, self.balance)
 
     def _keep(self, checkpoint: Path) -> None:
-        buffer = BytesIO()
-        torch.save(
-            {
-                "key": self._key(),
-                "losses": self.losses,
-                "history": self.history,
-                "now": _copies(self.valued.learns),
-                "best": self._best,
-                "optimiser": self._optimiser.state_dict(),
-            },
-            buffer,
-        )
-        put(checkpoint, buffer.getvalue())
+        state = {
+            "losses": self.losses,
+            "history": self.history,
+            "now": _copies(self.valued.learns),
+            "best": self._best,
+            "optimiser": self._optimiser.state_dict(),
+        }
+        keep(checkpoint, self._key, state)
 
     def _resume(self) -> None:
         """Take up what an earlier tuning of the same kind on the same data has kept."""
-        if self.checkpoint is None or not self.checkpoint.exists():
+        if self.checkpoint is None or (kept := taken_up(self.checkpoint, self._key)) is None:
             return
-        try:
-            kept = torch.load(self.checkpoint, weights_only=True, map_location="cpu")
-        except Exception:  # noqa: BLE001  (damaged in any way: it is only an earlier beginning)
-            return
-        if kept.get("key") == self._key():
-            self.losses, self.history = kept["losses"], kept["history"]
-            self._best = kept["best"]
-            self.valued.load_state_dict(kept["now"], strict=False)
-            self._optimiser.load_state_dict(kept["optimiser"])
+        self.losses = cast("list[float]", kept["losses"])
+        self.history = cast("list[float]", kept["history"])
+        self._best = cast("Tensors", kept["best"])
+        self.valued.load_state_dict(cast("Tensors", kept["now"]), strict=False)
+        self._optimiser.load_state_dict(cast("dict[str, object]", kept["optimiser"]))
 
+    @cached_property
     def _key(self) -> str:
         """A digest of all that decides what comes out."""
         apart = {"keep", "how", "calibration", "tokens", "recompute", "device"}
@@ -548,6 +552,7 @@ def tune(
         raise SpecError(f"{labels.folder}: there has to be {what}")
     blank = [torch.zeros(len(row.steps), 1).numpy() for row in rows]  # nothing is kept of a model
     train, held_out = split(joined(rows, blank, how.label), how.held_out, how.seed)
+    teaches(train.answers, how)
     told, judged = (
         [
             Example(answer, *_tokens(row, reads, text))
@@ -561,7 +566,7 @@ def tune(
         told,
         judged,
         how,
-        balance=share(train) if how.balance else None,
+        balance=share(train.answers, how.on) if how.balance else None,
         checkpoint=out / CHECKPOINT,
         watch=watch,
     )
@@ -576,10 +581,11 @@ def tune(
         separator=reads.separator,
         strip=False,  # as it was in training
         read=Value(scale="sigmoid"),
-        how=how.how or ("last" if how.on == "last" else found.best),
+        how=how.how,
     )
     about = {"model": spec.model, **numbers(found, how, tuner.epochs, train, held_out)}
-    text_of = page(f"{spec.model}, tuned", found, how, tuner.epochs, (train, held_out))
+    note = " The held-out problems also chose the epoch."
+    text_of = page(f"{spec.model}, tuned", found, how, tuner.epochs, (train, held_out), note=note)
     put(out / "training.json", (json.dumps(about, indent=2) + "\n").encode())
     put(out / "report.md", text_of.encode())
     put(out / "calibration.svg", found.svg.encode())

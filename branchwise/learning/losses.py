@@ -8,17 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 from branchwise.core.config import Config
 from branchwise.learning.labels import On
 
-Weight: TypeAlias = float
 Whole: TypeAlias = Literal["last", "mean"]
+_Weight: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +142,8 @@ class Objective(Config):
         pairs_on: what stands for an answer in a pair: its last step, or the mean of its steps.
     """
 
-    pointwise: float = 1.0
-    pairwise: float = 0.0
+    pointwise: _Weight = 1.0
+    pairwise: _Weight = 0.0
     pairs_on: Whole = "last"
 
     def __call__(self, logits: Tensor, batch: Batch) -> Tensor:

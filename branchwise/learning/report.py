@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean
 from typing import get_args
@@ -17,17 +17,40 @@ from branchwise.core.types import Json
 from branchwise.learning.train import Data, Epoch, Recipe
 from branchwise.verifiers.aggregate import How, aggregated
 from branchwise.verifiers.calibration import (
+    Interval,
     Platt,
     auc,
     brier,
     ece,
+    mean_interval,
     reliability,
     reliability_svg,
     sigmoid,
 )
 
-_BETWEEN_0_AND_1: tuple[How, ...] = ("min", "prod", "last", "mean")
-"""The ways among which training chooses: what they give is again between 0 and 1."""
+_SHARES_OF = 10
+"""A soft label of an unknown number of continuations counts as so many."""
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over the problems that have such a number.
+
+    Args:
+        value: the mean.
+        interval: its 95 % interval; None of a single problem.
+    """
+
+    value: float
+    interval: Interval | None
+
+    @classmethod
+    def of(cls, numbers: Iterable[float | None]) -> Mean | None:
+        """The mean of the numbers that are there; None where none is."""
+        known = [number for number in numbers if number is not None]
+        if not known:
+            return None
+        return cls(fmean(known), mean_interval(known) if len(known) > 1 else None)
 
 
 @dataclass(frozen=True)
@@ -37,12 +60,13 @@ class Ranking:
     Args:
         auc: the chance that a right answer scores above a wrong one.
         pairs: the same among answers to the same problem.
-        picked: the share of problems where the answer with the highest score is right.
+        picked: the share of problems where the answer with the highest score is right; of equally
+            high ones each is as likely to be picked.
     """
 
     auc: float | None
-    pairs: float | None
-    picked: float
+    pairs: Mean | None
+    picked: Mean | None
 
 
 @dataclass(frozen=True)
@@ -69,17 +93,13 @@ class Findings:
     answers: dict[How, Ranking]
     svg: str
 
-    @property
-    def best(self) -> How:
-        """The way that orders answers to the same problem best."""
-        return max(_BETWEEN_0_AND_1, key=lambda how: self.answers[how].pairs or 0.0)
-
 
 def examined(model: Callable[[Tensor], Tensor], held_out: Data, how: Recipe) -> Findings:
     """Calibrate a head on the held-out problems and say what it is worth there.
 
     What is said after calibration is said by halves: each half of the problems is judged by the map
-    that the other half has given.
+    that the other half has given. Scores of both halves are never compared: a half that is easy
+    gives the other one high scores.
     """
     with torch.no_grad():
         flat: list[float] = model(held_out.states).tolist()
@@ -89,7 +109,7 @@ def examined(model: Callable[[Tensor], Tensor], held_out: Data, how: Recipe) -> 
     halves = [[i for group in groups[side::2] for i in group] for side in (0, 1)]
     scores: list[list[float]] = [[] for _ in outputs]
     for ours, others in (halves, halves[::-1]):
-        fitted = _fitted(outputs, held_out, others or ours, how)
+        fitted = _fitted(outputs, held_out, others, how)
         for i in ours:
             scores[i] = [fitted(output) for output in outputs[i]]
     everything = range(len(outputs))
@@ -103,7 +123,7 @@ def examined(model: Callable[[Tensor], Tensor], held_out: Data, how: Recipe) -> 
         brier=(brier(before, seen), brier(after, seen)),
         chance=fmean(fmean(right[i] for i in group) for group in groups),
         oracle=fmean(any(right[i] for i in group) for group in groups),
-        answers={way: _ranking(scores, right, groups, way) for way in get_args(How)},
+        answers={way: _ranking(scores, right, groups, halves, way) for way in get_args(How)},
         svg=reliability_svg(reliability(after, seen), "Held-out steps, calibrated"),
     )
 
@@ -135,7 +155,7 @@ def _observed(
     said: list[float] = []
     seen: list[bool] = []
     for own, answer, row in zip(scores, data.answers, data.rows, strict=True):
-        n = max(row.rollouts, 1) if how.label == "soft" else 1
+        n = (row.rollouts or _SHARES_OF) if how.label == "soft" and row.soft else 1
         steps = list(zip(own, answer.targets, strict=True))
         for score, target in steps if how.on == "steps" else steps[-1:]:
             good = round(n * target)
@@ -148,15 +168,23 @@ def _ranking(
     scores: Sequence[Sequence[float]],
     right: Sequence[bool],
     groups: Sequence[Sequence[int]],
+    halves: Sequence[Sequence[int]],
     way: How,
 ) -> Ranking:
     whole = [aggregated(own, way) for own in scores]
-    within = [_auc([whole[i] for i in group], [right[i] for i in group]) for group in groups]
-    mixed = [area for area in within if area is not None]
+
+    def area(places: Sequence[int]) -> float | None:
+        return _auc([whole[i] for i in places], [right[i] for i in places])
+
+    def picked(group: Sequence[int]) -> float:
+        top = max(whole[i] for i in group)
+        return fmean(right[i] for i in group if whole[i] == top)
+
+    areas = [one for one in map(area, halves) if one is not None]
     return Ranking(
-        auc=_auc(whole, right),
-        pairs=fmean(mixed) if mixed else None,
-        picked=fmean(right[max(group, key=lambda i: whole[i])] for group in groups),
+        auc=fmean(areas) if areas else None,
+        pairs=Mean.of(map(area, groups)),
+        picked=Mean.of(map(picked, groups)),
     )
 
 
@@ -169,7 +197,7 @@ def numbers(
     found: Findings, how: Recipe, history: Sequence[Epoch], train: Data, held_out: Data
 ) -> dict[str, Json]:
     """The findings as the head's file keeps them."""
-    best = next((epoch for epoch in reversed(history) if epoch.best), None)
+    best = _kept(history)
     return {
         "training": how.model_dump(mode="json"),
         "train": _size(train),
@@ -181,8 +209,22 @@ def numbers(
         "brier": list(found.brier),
         "chance": found.chance,
         "oracle": found.oracle,
-        "answers": {way: asdict(ranking) for way, ranking in found.answers.items()},
+        "answers": {
+            way: {"auc": one.auc, "pairs": _json(one.pairs), "picked": _json(one.picked)}
+            for way, one in found.answers.items()
+        },
     }
+
+
+def _json(mean: Mean | None) -> Json:
+    if mean is None:
+        return None
+    ends: Json = None if mean.interval is None else [*mean.interval]
+    return {"value": mean.value, "interval": ends}
+
+
+def _kept(history: Sequence[Epoch]) -> Epoch | None:
+    return next((epoch for epoch in reversed(history) if epoch.best), None)
 
 
 def _size(data: Data) -> dict[str, Json]:
@@ -190,10 +232,16 @@ def _size(data: Data) -> dict[str, Json]:
 
 
 def page(
-    title: str, found: Findings, how: Recipe, history: Sequence[Epoch], parts: Sequence[Data]
+    title: str,
+    found: Findings,
+    how: Recipe,
+    history: Sequence[Epoch],
+    parts: Sequence[Data],
+    *,
+    note: str = "",
 ) -> str:
     """The report in Markdown."""
-    train, held_out = parts
+    (train, held_out), kept = parts, _kept(history)
     rows = [
         ("problems, answers, steps: training", _sizes(train)),
         ("problems, answers, steps: held out", _sizes(held_out)),
@@ -209,20 +257,20 @@ def page(
     lines += ["| aggregation | AUC of answers | within problems | best answer is right |"]
     lines += ["|---|---|---|---|"]
     lines += [
-        f"| {way} | {_shown(one.auc)} | {_shown(one.pairs)} | {one.picked:.1%} |"
+        f"| {way} | {_shown(one.auc)} | {shown(one.pairs)} | {shown(one.picked)} |"
         for way, one in found.answers.items()
     ]
     lines += [
         "",
         "After calibration, and for answers, each half of the held-out problems is judged by the",
-        "map that the other half has given. The held-out problems also ended the training.",
+        f"map that the other half has given. Intervals, of 95 %: of means over problems.{note}",
         "",
         "| epoch | loss in training | held out | |",
         "|---|---|---|---|",
     ]
     lines += [
         f"| {epoch.number} | {epoch.train:.5f} | {epoch.held_out:.5f} | "
-        f"{'best so far' if epoch.best else ''} |"
+        f"{'kept' if epoch is kept else ''} |"
         for epoch in history
     ]
     lines += ["", "```toml", *_settings(how), "```", ""]
@@ -236,6 +284,13 @@ def _settings(how: Recipe) -> list[str]:
 
 def _sizes(data: Data) -> str:
     return f"{len(data.problems):,}, {len(data):,}, {len(data.states):,}"
+
+
+def shown(mean: Mean | None) -> str:
+    """A mean with its interval, in words."""
+    if mean is None or mean.interval is None:
+        return "not defined" if mean is None else f"{mean.value:.3f}"
+    return f"{mean.value:.3f} ({mean.interval.low:.3f} to {mean.interval.high:.3f})"
 
 
 def _shown(value: float | None) -> str:

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import anyio
 from anyio import to_thread
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     Array: TypeAlias = NDArray[np.floating]
 
-Precision: TypeAlias = Literal["float32", "float16"]
 IN_FLIGHT = 64
 _SHARD = 16
 """Answers of a file: so many may have to be read again after a crash."""
@@ -42,14 +41,13 @@ class Cache:
 
     Args:
         folder: where; made where it is missing.
-        precision: of the numbers that are written.
 
     Raises:
         SpecError: a file in the folder is damaged.
     """
 
-    def __init__(self, folder: Path, precision: Precision = "float32") -> None:
-        self._folder, self._precision = folder, precision
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self._files: dict[str, Path] = {}
         self._fresh: dict[str, Array] = {}
         for file in sorted(folder.glob("*.safetensors")):
@@ -62,7 +60,7 @@ class Cache:
         """Take in the states of an answer; whether there is enough for a file."""
         import numpy as np  # noqa: PLC0415  (comes with an extra)
 
-        self._fresh[name] = np.asarray(states, dtype=self._precision)
+        self._fresh[name] = np.asarray(states, dtype="float32")
         return len(self._fresh) >= _SHARD
 
     def flush(self) -> None:
@@ -80,7 +78,7 @@ class Cache:
             self._files |= dict.fromkeys(fresh, file)
 
     def states(self, names: Sequence[str]) -> dict[str, Array]:
-        """The states of these answers, as float32.
+        """The states of these answers.
 
         Raises:
             KeyError: one is not there.
@@ -93,7 +91,7 @@ class Cache:
         found: dict[str, Array] = {}
         for file, here in wanted.items():
             with safe_open(file, framework="np") as tensors:
-                found |= {name: tensors.get_tensor(name).astype("float32") for name in here}
+                found |= {name: tensors.get_tensor(name) for name in here}
         return found
 
 

@@ -7,7 +7,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from io import BytesIO
@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from branchwise.core.errors import SpecError
 from branchwise.learning.labels import Label, Labelled, On
 from branchwise.learning.losses import Answer, Batch, Objective, batched
-from branchwise.learning.states import Precision
 from branchwise.verifiers.aggregate import How
 from branchwise.verifiers.head import put
 
@@ -34,7 +33,10 @@ if TYPE_CHECKING:
 
 _STILL = 1e-6
 """A parameter that an iteration has changed by less has arrived."""
+_SAME = 1e-6
+"""Numbers whose deviation is a smaller part of their mean are the same but for rounding."""
 Watch: TypeAlias = Callable[["Epoch"], None]
+_Told: TypeAlias = tuple[int, float, float, bool]
 
 
 class Recipe(Objective):
@@ -47,14 +49,11 @@ class Recipe(Objective):
         label: what steps are given: `hard` or `soft` labels, or the `outcome` of their answer.
         on: whether all steps of an answer count, or its last one alone.
         balance: whether good and bad steps count the same in all, however many there are of each.
-        batch: problems of one update.
         epochs: the most passes through the data.
-        patience: so many epochs without a better loss on the held-out problems end the training.
-        held_out: the share of problems that are held out: they end the training, calibrate the
-            head and are what the report is about.
+        held_out: the share of problems that are held out: they calibrate what was trained and are
+            what the report is about.
         calibration: `platt` fits a slope and a bias on the held-out steps, `temperature` a slope.
-        how: how the scores of several steps become one; None takes the way that tells right from
-            wrong answers best on the held-out problems.
+        how: how the scores of several steps become one.
         seed: of the split, of the order and of what begins with random numbers.
         keep: seconds between two checkpoints.
     """
@@ -62,12 +61,10 @@ class Recipe(Objective):
     label: Label = "hard"
     on: On = "steps"
     balance: bool = False
-    batch: int = Field(default=8, ge=1)
     epochs: int = Field(default=200, ge=1)
-    patience: int = Field(default=10, ge=1)
     held_out: float = Field(default=0.2, gt=0, lt=1)
     calibration: Literal["platt", "temperature", "none"] = "platt"
-    how: How | None = None
+    how: How = "last"
     seed: int = 0
     keep: float = Field(default=10.0, ge=0)
 
@@ -83,24 +80,18 @@ class Training(Recipe):
 
         minimise  pointwise · CE + pairwise · BT + l2/2 · |W|²
 
-    W are the weights of all layers, on standardised states; biases are free. The same data, fields
-    and seed give the same head.
+    W are the weights of all layers, on standardised states; biases are free. L-BFGS on all the data
+    at once goes on to the optimum, so the held-out problems have no say in it: `l2` alone decides
+    how closely a head follows the data. For a linear head there is one optimum; with a hidden
+    layer, the one that is reached from where the seed begins. An epoch is an iteration.
 
     Args:
         hidden: units of the hidden layer; 0 is a linear head.
         l2: the weight of the penalty.
-        optimiser: `adam`, in batches, which the held-out problems end; `lbfgs`, on all the data at
-            once, which goes on to the optimum: for a linear head there is one, and `l2` alone
-            decides how closely it follows the data. An epoch is then an iteration.
-        rate: of learning, for `adam`.
-        precision: of the states on disk.
     """
 
     hidden: int = Field(default=0, ge=0)
     l2: float = Field(default=0.1, ge=0)
-    optimiser: Literal["adam", "lbfgs"] = "adam"
-    rate: float = Field(default=1e-3, gt=0)
-    precision: Precision = "float32"
 
 
 class Epoch(NamedTuple):
@@ -110,7 +101,7 @@ class Epoch(NamedTuple):
         number: from 1.
         train: the loss on the training problems, without the penalty.
         held_out: the loss on the held-out problems.
-        best: whether it is the best so far: the last that is was kept.
+        best: whether it is the best so far: the last one that is was kept.
     """
 
     number: int
@@ -171,7 +162,8 @@ def joined(rows: Sequence[Labelled], states: Sequence[Array], label: Label) -> D
     are called: so no problem is in training and held out at once.
 
     Raises:
-        SpecError: an answer lacks these labels, or its states are no finite numbers.
+        SpecError: an answer lacks these labels, or the states are of several sizes or no finite
+            numbers.
     """
     answers: list[Answer] = []
     for row, own in zip(rows, states, strict=True):
@@ -182,6 +174,8 @@ def joined(rows: Sequence[Labelled], states: Sequence[Array], label: Label) -> D
         if len(own) != len(row.steps):
             raise SpecError(f"problem {row.problem!r}: {len(row.steps)} steps, {len(own)} states")
         answers.append(Answer(row.prompt, row.right, targets))
+    if len({own.shape[1] for own in states}) > 1:
+        raise SpecError("the states are of several sizes, so not of one model")
     flat = torch.cat([torch.from_numpy(own) for own in states]).float()
     if not flat.isfinite().all():
         raise SpecError("the model's states hold what is no finite number", hint="try float32")
@@ -203,10 +197,10 @@ def split(data: Data, share: float, seed: int) -> tuple[Data, Data]:
     """
     problems = shuffled(data, f"split {seed}")
     out = round(share * len(problems))
-    if not 0 < out < len(problems):
+    if not 2 <= out < len(problems):  # noqa: PLR2004  (each half calibrates the other)
         raise SpecError(
             f"{len(problems)} problems cannot be split with held_out = {share}",
-            hint="each part needs one at least; label more problems",
+            hint="two have to be held out, and one to train on; label more problems",
         )
     return data.of(set(problems[out:])), data.of(set(problems[:out]))
 
@@ -223,7 +217,9 @@ class Model(nn.Module):
     def __init__(self, states: Tensor, hidden: int, seed: int) -> None:
         super().__init__()
         scale, mean = torch.std_mean(states, dim=0, correction=0)
-        self.mean, self.scale = mean, torch.where(scale > 0, scale, torch.ones_like(scale))
+        # What differs by rounding alone is the same everywhere.
+        self.mean = mean
+        self.scale = torch.where(scale > _SAME * mean.abs(), scale, torch.ones_like(scale))
         sizes = [states.shape[1], *([hidden] if hidden else []), 1]
         self.sizes = tuple(sizes)
         self.layers = nn.ModuleList(
@@ -277,10 +273,13 @@ class Fit:
 
     Args:
         train: the training part.
-        held_out: what says when to end.
+        held_out: what the loss is also told of.
         how: how it is trained.
         checkpoint: where it is kept while it goes on; None keeps nothing.
         watch: told each epoch.
+
+    Raises:
+        SpecError: there is nothing to learn from.
     """
 
     def __init__(
@@ -291,95 +290,66 @@ class Fit:
         checkpoint: Path | None = None,
         watch: Watch = lambda _epoch: None,
     ) -> None:
-        self._exact = how.optimiser == "lbfgs"
-        dtype = torch.float64 if self._exact else torch.float32
         self.how, self.train, self.held_out = how, train, held_out
         self.checkpoint, self.watch = checkpoint, watch
-        self.balance = share(train) if how.balance else None
-        self.model = Model(train.states.to(dtype), how.hidden, how.seed)
+        teaches(train.answers, how)
+        balance = share(train.answers, how.on) if how.balance else None
+        self.model = Model(train.states.double(), how.hidden, how.seed)
         self.history: list[Epoch] = []
-        self._best = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
         # Standardised once: this takes longer than a linear head does.
         self._parts = [
-            (self.model.standardised(part.states), batched(part.answers, how.on, self.balance))
+            (self.model.standardised(part.states), batched(part.answers, how.on, balance))
             for part in (train, held_out)
         ]
-        self._optimiser: torch.optim.Optimizer = (
-            torch.optim.LBFGS(
-                self.model.parameters(),
-                max_iter=1,
-                max_eval=50,  # of the line search, which else gives up where it has not begun
-                tolerance_grad=1e-9,
-                tolerance_change=0,
-                line_search_fn="strong_wolfe",
-            )
-            if self._exact
-            else torch.optim.Adam(self.model.parameters(), lr=how.rate)
+        self._optimiser = torch.optim.LBFGS(
+            self.model.parameters(),
+            max_iter=1,
+            max_eval=50,  # of the line search, which else gives up where it has not begun
+            tolerance_grad=1e-9,
+            tolerance_change=0,
+            line_search_fn="strong_wolfe",
         )
-        self._moved = math.inf
-        self._members = train.problems
-        self._starts = train.starts
 
     def run(self) -> Model:
-        """Train until it gets no better, and hand over the best model.
+        """Train until nothing moves any more.
 
         Raises:
             SpecError: the training came to what is no number, or cannot be kept.
         """
-        self._resume()
+        moved = math.inf
+        key = self._key() if self.checkpoint else ""
+        if self.checkpoint and (earlier := taken_up(self.checkpoint, key)):
+            self.model.load_state_dict(cast("dict[str, Tensor]", earlier["model"]))
+            self._optimiser.load_state_dict(cast("dict[str, object]", earlier["optimiser"]))
+            self.history = [Epoch(*epoch) for epoch in cast("list[_Told]", earlier["history"])]
+            moved = cast("float", earlier["moved"])
         kept = time.monotonic()
-        while not self._over():
-            self._pass(len(self.history) + 1)
-            losses = [self._loss(states, batch) for states, batch in self._parts]
-            train, held_out = losses
-            if not torch.isfinite(torch.tensor(losses)).all():
-                raise SpecError("the training came to what is no number", hint="lower `rate`")
-            best = self._exact or held_out < min(
-                (epoch.held_out for epoch in self.history), default=math.inf
-            )
-            self.history.append(Epoch(len(self.history) + 1, train, held_out, best))
-            if best:
-                self._best = {
-                    name: tensor.clone() for name, tensor in self.model.state_dict().items()
+        while len(self.history) < self.how.epochs and moved >= _STILL:
+            before = self._parameters()
+            self._step(*self._parts[0])
+            moved = (self._parameters() - before).abs().max().item()
+            train, held_out = (self._loss(states, batch) for states, batch in self._parts)
+            if not (math.isfinite(train) and math.isfinite(held_out) and math.isfinite(moved)):
+                raise SpecError("the training came to what is no number", hint="raise `l2`")
+            self.history.append(Epoch(len(self.history) + 1, train, held_out, best=True))
+            if self.checkpoint and time.monotonic() - kept >= self.how.keep:
+                state = {
+                    "model": self.model.state_dict(),
+                    "optimiser": self._optimiser.state_dict(),
+                    "history": [tuple(epoch) for epoch in self.history],
+                    "moved": moved,
                 }
-            if self.checkpoint is not None and time.monotonic() - kept >= self.how.keep:
-                self._keep(self.checkpoint)
+                keep(self.checkpoint, key, state)
                 kept = time.monotonic()
             self.watch(self.history[-1])
-        self.model.load_state_dict(self._best)
         return self.model
 
-    @property
-    def kept(self) -> Epoch:
-        """The epoch whose model is handed over."""
-        return next(epoch for epoch in reversed(self.history) if epoch.best)
-
-    def _over(self) -> bool:
-        if len(self.history) >= self.how.epochs:
-            return True
-        if self._exact:
-            return self._moved < _STILL
-        best = max((epoch.number for epoch in self.history if epoch.best), default=0)
-        return len(self.history) - best >= self.how.patience
+    def _parameters(self) -> Tensor:
+        return nn.utils.parameters_to_vector(self.model.parameters()).detach()
 
     @torch.no_grad()
     def _loss(self, states: Tensor, batch: Batch) -> float:
         return float(self.how(self.model.of(states), batch))
-
-    def _pass(self, number: int) -> None:
-        if self._exact:
-            before = nn.utils.parameters_to_vector(self.model.parameters()).detach()
-            self._step(*self._parts[0])
-            after = nn.utils.parameters_to_vector(self.model.parameters()).detach()
-            self._moved = (after - before).abs().max().item()
-            return
-        problems = shuffled(self.train, f"order {self.how.seed} {number}")
-        for begin in range(0, len(problems), self.how.batch):
-            chosen = problems[begin : begin + self.how.batch]
-            members = [place for problem in chosen for place in self._members[problem]]
-            rows = [i for m in members for i in range(self._starts[m], self._starts[m + 1])]
-            batch = batched([self.train.answers[m] for m in members], self.how.on, self.balance)
-            self._step(self._parts[0][0][torch.tensor(rows)], batch)
 
     def _step(self, states: Tensor, batch: Batch) -> None:
         def closure() -> Tensor:
@@ -390,51 +360,61 @@ class Fit:
 
         self._optimiser.step(cast("Callable[[], float]", closure))  # its type knows no tensors
 
-    def _keep(self, path: Path) -> None:
-        buffer = BytesIO()
-        torch.save(
-            {
-                "key": self._key(),
-                "model": self.model.state_dict(),
-                "best": self._best,
-                "optimiser": self._optimiser.state_dict(),
-                "history": [tuple(epoch) for epoch in self.history],
-            },
-            buffer,
-        )
-        put(path, buffer.getvalue())
-
-    def _resume(self) -> None:
-        """Take up what an earlier training of the same kind on the same data has kept."""
-        if self.checkpoint is None or not self.checkpoint.exists():
-            return
-        try:
-            kept = torch.load(self.checkpoint, weights_only=True)
-        except Exception:  # noqa: BLE001  (damaged in any way: it is only an earlier beginning)
-            return
-        if kept.get("key") == self._key():
-            self.model.load_state_dict(kept["model"])
-            self._best = kept["best"]
-            self._optimiser.load_state_dict(kept["optimiser"])
-            self.history = [Epoch(*epoch) for epoch in kept["history"]]
-
     def _key(self) -> str:
         """A digest of all that decides what comes out."""
-        told = self.how.model_dump(mode="json", exclude={"keep", "how", "calibration", "precision"})
+        told = self.how.model_dump(mode="json", exclude={"keep", "how", "calibration"})
         digest = blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=16)
         for data in (self.train, self.held_out):
             digest.update(repr([dataclasses.astuple(answer) for answer in data.answers]).encode())
-            digest.update(data.states.numpy().tobytes())
+            digest.update(data.states.numpy().data)
         return digest.hexdigest()
 
 
-def share(data: Data) -> float:
-    """The share of good steps.
+def keep(checkpoint: Path, key: str, state: Mapping[str, object]) -> None:
+    """Write down how far a training is.
+
+    Args:
+        checkpoint: where.
+        key: of all that decides what comes out.
+        state: what it goes on from.
+
+    Raises:
+        SpecError: it cannot be written.
+    """
+    buffer = BytesIO()
+    torch.save({"key": key, **state}, buffer)
+    put(checkpoint, buffer.getvalue())
+
+
+def taken_up(checkpoint: Path, key: str) -> Mapping[str, object] | None:
+    """What an earlier training of the same key has kept; None where there is no such thing."""
+    try:
+        kept = torch.load(checkpoint, weights_only=True, map_location="cpu")
+    except Exception:  # noqa: BLE001  (missing, or damaged in any way: it begins anew)
+        return None
+    return kept if isinstance(kept, dict) and kept.get("key") == key else None
+
+
+def teaches(answers: Sequence[Answer], how: Recipe) -> None:
+    """Check that there is something to learn.
+
+    Raises:
+        SpecError: all steps that count are good, or none is; or there are no pairs.
+    """
+    if how.pointwise:
+        share(answers, how.on)
+    elif not len(batched(answers).pairs):
+        raise SpecError("there is no problem with right and wrong answers to train on")
+
+
+def share(answers: Sequence[Answer], on: On) -> float:
+    """The share of good steps among those that count.
 
     Raises:
         SpecError: all of them are good, or none.
     """
-    targets = [target for answer in data.answers for target in answer.targets]
+    counted = [answer.targets if on == "steps" else answer.targets[-1:] for answer in answers]
+    targets = [target for own in counted for target in own]
     share = sum(targets) / len(targets)
     if not 0 < share < 1:
         raise SpecError(f"the share of good steps is {share:g}: there is nothing to tell apart")

@@ -215,9 +215,11 @@ def weighted_vote_at_k(
         if weight == "exp":  # scaled as in `Vote`, so that something is left of it
             top = max((scores[i] for i in voters if scores[i] > -math.inf), default=0.0)
             own = [math.exp(min(score - top, 0.0)) for score in scores]
-        sums: dict[str | None, float] = {}
+        weights: dict[str | None, list[float]] = {}
         for i in voters:
-            sums[answers[i]] = sums.get(answers[i], 0.0) + own[i]
+            weights.setdefault(answers[i], []).append(own[i])
+        # Exactly rounded: what is equal must not depend on the order of the samples.
+        sums = {answer: math.fsum(given) for answer, given in weights.items()}
         most = max(sums.values(), default=0.0)
         winners = {answer for answer, total in sums.items() if total == most}
         if len(winners) == 1:

@@ -6,7 +6,7 @@ import json
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import get_args
@@ -257,15 +257,19 @@ class Evaluation:
     Args:
         verifier: its name.
         by_strategy: what each strategy's trees say.
+        left_out: strategies without an answer that has a verdict and a grade.
     """
 
     verifier: str
     by_strategy: Sequence[Evaluated]
+    left_out: Sequence[str] = ()
 
     @property
     def sheets(self) -> list[Sheet]:
         """The numbers as tables."""
-        return [sheet for one in self.by_strategy for sheet in _sheets(one, self.verifier)]
+        sheets = [sheet for one in self.by_strategy for sheet in _sheets(one, self.verifier)]
+        notes = [f"{name}: no answer has a verdict and a grade." for name in self.left_out]
+        return [*sheets[:-1], replace(sheets[-1], notes=[*sheets[-1].notes, *notes])]
 
     @property
     def json(self) -> Json:
@@ -324,21 +328,26 @@ async def evaluate(
     trees = {one.name: await to_thread.run_sync(saved.trees, one.name) for one in strategies}
     of = verifier([grown for own in trees.values() for grown in own], of, saved.folder)
     found: list[Evaluated] = []
+    empty: list[str] = []
     for strategy in strategies:
         own = trees[strategy.name]
         if any(of in judges(grown.root) for grown in own):
             rescored(own, of, None, saved)  # finds verdicts that are missing
-            found.append(
-                await _evaluated(saved, strategy, own, of, how=how, labels=known, seed=seed)
-            )
+            one = await _evaluated(saved, strategy, own, of, how=how, labels=known, seed=seed)
+            if one is None:
+                empty.append(strategy.name)
+            else:
+                found.append(one)
         elif names:
             raise SpecError(f"{saved.folder}: {of!r} has judged nothing of {strategy.name!r}")
+    if empty and (names or not found):
+        raise SpecError(f"{saved.folder}: no answer of {empty[0]!r} has a verdict and a grade")
     if labels is not None and not any(one.localisation for one in found):
         raise SpecError(
             f"no answer that is labelled in {labels} was judged step by step",
             hint="labels are of the run's own answers, divided as the verifier divides them",
         )
-    return Evaluation(of, found)
+    return Evaluation(of, found, empty)
 
 
 async def _evaluated(
@@ -350,7 +359,8 @@ async def _evaluated(
     how: How | None,
     labels: Mapping[tuple[str, str], Labelled] | None,
     seed: int,
-) -> Evaluated:
+) -> Evaluated | None:
+    """What one strategy's trees say; None where no answer has a verdict and a grade."""
     samples = await sampled(saved.spec, trees)
     told = [[_steps(end.node, of) for end in own] for own in samples]
     by_way: dict[str, list[Samples]] = {
@@ -374,12 +384,12 @@ async def _evaluated(
     judged = [_judged(one) for one in any_way]
     marks = [right for _, own in judged for right in own]
     if not marks:
-        raise SpecError(f"{saved.folder}: no answer of {strategy.name!r} has a verdict and a grade")
+        return None
     return Evaluated(
         strategy,
         problems=len(trees),
         answers=len(marks),
-        right=sum(marks) / len(marks) if marks else math.nan,
+        right=sum(marks) / len(marks),
         ungraded=sum(right is None for one in any_way for right in one.right),
         discrimination=[_discrimination(way, own, seed) for way, own in by_way.items()],
         numbers=numbers,

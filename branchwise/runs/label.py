@@ -26,7 +26,7 @@ from branchwise.core.types import FREE, Environment, Json, Policy, Step, Task, U
 from branchwise.environments.writing import Writing
 from branchwise.learning.labels import Labelled
 from branchwise.runs.runner import grading, opened
-from branchwise.runs.saved import Saved
+from branchwise.runs.saved import Saved, apart
 from branchwise.runs.spec import UNOPENED
 from branchwise.runs.store import Result
 from branchwise.search.rollout import follow
@@ -98,7 +98,8 @@ class Labelling:
         ungraded: answers that the grader had no opinion of: they get no labels.
 
     Raises:
-        SpecError: there is no such run or strategy, or `out` holds labels of another kind.
+        SpecError: there is no such run or strategy, or `out` holds a run or labels of another
+            kind.
     """
 
     run: Path
@@ -112,11 +113,12 @@ class Labelling:
 
     def __post_init__(self) -> None:
         saved = Saved.read(self.run)
+        apart(self.out)
         self._spec, self._saved = saved.spec, saved
         self._strategy = saved.strategies([self.strategy] if self.strategy else [])[0]
         named = [one for one in saved.results if one.strategy == self._strategy.name]
         self._results = named[: self.limit]
-        self._done = self._begun()
+        self._done: set[str] = set()
 
     async def carry_out(self) -> list[Labelled]:
         """Label what has no labels yet.
@@ -125,6 +127,7 @@ class Labelling:
             SearchFailed: the model is out of reach; what has been made is kept.
             SpecError: a part cannot be opened, or the labels cannot be written.
         """
+        self._done = self._begun()
         left = [result for result in self._results if result.problem not in self._done]
         self.watch(len(self._done), len(self._results))
         if not left:

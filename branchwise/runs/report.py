@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from branchwise.runs.store import Result
+from branchwise.verifiers.calibration import wilson
 
 Z = 1.959963984540054  # the 97.5 % point of the normal distribution
 
@@ -49,21 +50,6 @@ class Row:
     def accuracy(self) -> float:
         """The share of graded problems that are right; 0 where none is graded."""
         return self.right / self.graded if self.graded else 0.0
-
-
-def wilson(right: int, n: int) -> tuple[float, float]:
-    """The 95 % interval of a share (Wilson 1927).
-
-    Example:
-        >>> tuple(round(end, 3) for end in wilson(8, 10))
-        (0.49, 0.943)
-    """
-    if n == 0:
-        return 0.0, 1.0
-    share, z2 = right / n, Z * Z
-    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = Z / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def mcnemar(won: int, lost: int) -> float:

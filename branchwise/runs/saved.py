@@ -129,6 +129,18 @@ class Saved:
             raise SpecError(f"{path}: cannot be read: {error}") from error
 
 
+def apart(out: Path) -> None:
+    """See to it that what is made from runs does not come among the files of one.
+
+    Raises:
+        SpecError: there is a run in that directory, or it is a file.
+    """
+    if out.exists() and not out.is_dir():
+        raise SpecError(f"{out} is no directory")
+    if (out / "spec.json").exists():
+        raise SpecError(f"{out} holds a run", hint="give another directory with --out")
+
+
 def verifier(trees: Sequence[Grown], of: str | None, folder: Path) -> str:
     """The name of the verifier that is meant: the only one where none is named.
 

@@ -57,9 +57,11 @@ def kept_spec(file: Path) -> tuple[dict[str, Json], Path]:
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is no JSON.
+        ValueError: it is no JSON object.
     """
-    table: dict[str, Json] = json.loads(file.read_text(encoding="utf-8"))
+    table: dict[str, Json] | list[Json] = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(table, dict):
+        raise ValueError("not an object")  # noqa: TRY004  (as for what is no JSON at all)
     return table, Path(str(table.pop(SOURCE, file)))
 
 

@@ -57,9 +57,12 @@ class Aggregate(Config):
         scores: list[float] = []
         for above in node.lineage[node.start.depth + 1 :]:
             verdict = above.verdicts.get(self.of)
-            # A step that says nothing, such as an end, is judged by what stands there already.
-            silent = above.step is not None and not above.step.text
-            if verdict is not None and not (silent and scores):
+            if verdict is None:
+                continue
+            # A step that says nothing, such as an end, is judged by what stands there already,
+            # unless its verifier has found a step in it all the same.
+            silent = above.step is not None and not above.step.text.strip()
+            if verdict.steps or not (silent and scores):
                 scores += verdict.steps or (verdict.score,)
         if not scores:
             known = ", ".join(node.verdicts) or "none"

@@ -8,18 +8,19 @@ from typing import Self, TypeVar
 
 from pydantic import Field, SkipValidation, model_validator
 
-from branchwise.core.aio import gather
 from branchwise.core.config import Config
 from branchwise.core.errors import BackendError, VerifierError
+from branchwise.core.judging import cost, settled, with_cost
 from branchwise.core.node import Node
 from branchwise.core.types import FREE, Backend, Message, Request, Step, Usage, Verdict
 
 Item = TypeVar("Item")
+Said = TypeVar("Said")
 
 _NUMBER = re.compile(
-    r"(?:[a-z ]{1,24}[:=])?\s*(\d{1,9}(?:\.\d{1,9})?)\s*(%|(?:/|out of)\s*\d{1,9})?"
+    r"(?:[a-z ]{1,24}[:=])?\s*([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*(%|(?:/|out of)\s*[0-9]{1,9})?"
 )
-_AROUND = " \t\r\n*_`\"'."
+_AROUND = " \t\r\n*_`\"'"
 _QUOTED = 80
 
 
@@ -80,11 +81,7 @@ async def replies(backend: Backend, request: Request) -> list[Step | VerifierErr
     except BackendError as error:
         spent = error.spent or FREE
         if error.fatal:
-            paid = sum((step.usage for step in error.arrived if step is not None), spent)
-            # Without what has arrived: these are replies, not steps of a search.
-            raise BackendError(
-                error.message, hint=error.hint, fatal=True, status=error.status, spent=paid
-            ) from error
+            raise with_cost(error, cost(error.arrived)) from error
         arrived = [*error.arrived] or [None] * len(request.seeds)
         first = arrived.index(None) if None in arrived else -1
         return [
@@ -137,7 +134,7 @@ def number(reply: Step, lowest: float, highest: float) -> float:
         4.0
     """
     text = whole(reply)
-    match = _NUMBER.fullmatch(text.strip(_AROUND).lower())
+    match = _NUMBER.fullmatch(text.lstrip(_AROUND).rstrip(_AROUND + ".").lower())
     if match is not None:
         value, unit = float(match[1]), match[2] or ""
         over = float(unit.strip("/outf %") or highest)
@@ -170,7 +167,7 @@ async def averaged(
         BackendError: no later call can succeed either.
     """
     thoughts = await replies(backend, request)
-    paid = sum((thought.usage for thought in thoughts if isinstance(thought, Step)), FREE)
+    paid = cost([thought for thought in thoughts if isinstance(thought, Step)])
 
     async def verdict(thought: Step | VerifierError) -> Verdict | VerifierError:
         if isinstance(thought, VerifierError):
@@ -185,14 +182,12 @@ async def averaged(
             return error
 
     try:
-        outcomes = await gather(verdict, thoughts)
+        outcomes = await settled(verdict, thoughts)
     except BackendError as error:
-        error.spent = (error.spent or FREE) + paid
-        raise
+        raise with_cost(error, paid) from error
     good = [outcome for outcome in outcomes if isinstance(outcome, Verdict)]
     bad = [outcome for outcome in outcomes if isinstance(outcome, VerifierError)]
-    usage = sum((one.usage for one in good), paid)
-    usage = sum((one.spent or FREE for one in bad), usage)
+    usage = paid + cost(outcomes)
     if not good:
         count = f"none of {len(bad)} led to a verdict; the first: " if len(bad) > 1 else ""
         raise VerifierError(f"{count}{bad[0].message}", hint=bad[0].hint, spent=usage)
@@ -220,14 +215,18 @@ def finite(verdict: Verdict) -> Verdict:
 
 
 async def each(
-    judge: Callable[[Item], Awaitable[Verdict]], items: Sequence[Item]
-) -> list[Verdict | VerifierError]:
-    """A verdict for each item, or in its place why there is none."""
+    judge: Callable[[Item], Awaitable[Said]], items: Sequence[Item]
+) -> list[Said | VerifierError]:
+    """What is said of each item, or in its place why nothing is.
 
-    async def one(item: Item) -> Verdict | VerifierError:
+    Raises:
+        BackendError: no later call can succeed either; the other calls have arrived.
+    """
+
+    async def one(item: Item) -> Said | VerifierError:
         try:
             return await judge(item)
         except VerifierError as error:
             return error
 
-    return await gather(one, items)
+    return await settled(one, items)

@@ -11,10 +11,10 @@ from pydantic import BeforeValidator, Field, SkipValidation, TypeAdapter, Valida
 
 from branchwise.core.config import Beside, Config
 from branchwise.core.errors import SpecError, VerifierError
+from branchwise.core.judging import judged
 from branchwise.core.node import Node
 from branchwise.core.types import Verdict, Verifier
 from branchwise.verifiers.calibration import Map
-from branchwise.verifiers.member import judged
 
 _path = TypeAdapter(Beside)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import groupby
-from statistics import NormalDist, fmean
+from statistics import NormalDist, fmean, stdev
 from typing import Annotated, Literal, NamedTuple, Self, TypeAlias
 
 from pydantic import Field, model_validator
@@ -85,6 +85,30 @@ def wilson(right: int, n: int, level: float = 0.95) -> Interval:
     return Interval(max(0.0, centre - half), min(1.0, centre + half))
 
 
+def mean_interval(numbers: Sequence[float], level: float = 0.95) -> Interval:
+    """The interval of a mean of shares by its standard error, cut off at 0 and 1.
+
+    Of numbers that do not depend on each other, such as one for each problem. It has no width where
+    all are the same: such data bound the mean only by their number.
+
+    Args:
+        numbers: between 0 and 1.
+        level: how probable it is that the interval holds the true mean.
+
+    Raises:
+        SpecError: there are fewer than two.
+
+    Example:
+        >>> [round(end, 3) for end in mean_interval([0.0, 0.5, 0.5, 1.0])]
+        [0.1, 0.9]
+    """
+    if len(numbers) < 2:  # noqa: PLR2004  (a variance needs two)
+        raise SpecError("the interval of a mean needs two numbers at least")
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    centre, half = fmean(numbers), z * stdev(numbers) / math.sqrt(len(numbers))
+    return Interval(max(0.0, centre - half), min(1.0, centre + half))
+
+
 # Telling right from wrong
 
 
@@ -112,6 +136,7 @@ def auc(scores: Sequence[float], right: Sequence[bool]) -> float:
 def auc_interval(scores: Sequence[float], right: Sequence[bool], level: float = 0.95) -> Interval:
     """The interval of `auc` by the variance of DeLong et al. 1988, cut off at 0 and 1.
 
+    It is too narrow where scores depend on each other, as those of answers to the same problem do.
     It has no width where right and wrong are told apart without a fault: such data bound the area
     only by their number.
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, SkipValidation, model_validator
 
 from branchwise.core.config import Config
 from branchwise.core.errors import BackendError, VerifierError
+from branchwise.core.judging import judged, with_cost
 from branchwise.core.node import Node
 from branchwise.core.types import FREE, Usage, Verdict, Verifier
-from branchwise.verifiers.member import judged
 
 
 class Stage(Config):
@@ -53,7 +54,9 @@ class Stage(Config):
         """
         if self.at_least is not None:
             return [place for place, score in enumerate(scores) if score >= self.at_least]
-        count = self.top if self.share is None else math.ceil(self.share * len(scores))
+        count = self.top
+        if self.share is not None:  # as it is written: 0.07 of 100 are 7, not 8
+            count = math.ceil(Fraction(str(self.share)) * len(scores))
         best = sorted(range(len(scores)), key=lambda place: -scores[place])
         return sorted(best[:count])
 
@@ -133,8 +136,7 @@ class Cascade(Config):
             try:
                 verdicts = await judged(stage.verifier, [nodes[place] for place in left])
             except BackendError as error:
-                error.spent = sum(paid, error.spent or FREE)
-                raise
+                raise with_cost(error, sum(paid, FREE)) from error
             held: list[tuple[int, Verdict]] = []
             for place, verdict in zip(left, verdicts, strict=True):
                 if isinstance(verdict, VerifierError):

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from branchwise.core.config import Sampling
 from branchwise.core.errors import BackendError, SpecError, VerifierError
+from branchwise.core.judging import cost, with_cost
 from branchwise.core.types import FREE, Backend, Candidate, Request, Scoring, Step, Usage, Verdict
 from branchwise.verifiers.asked import Asks, failure, replies
 
@@ -55,6 +56,8 @@ async def chances(
     most probable ones in its place: a word that is not among them counts with a probability of 0,
     while it has at most that of the last of them. It draws that token at temperature 1 with nothing
     cut, since servers differ in whether they tell probabilities before or after the adapters.
+    In a run a local model, too, is asked so: it stands behind the journal, which does not read, and
+    records what it says.
 
     Args:
         backend: the model.
@@ -82,7 +85,10 @@ async def chances(
         logprobs=True,
         candidates=candidates,
     )
-    (reply,) = await replies(backend, token)
+    try:
+        (reply,) = await replies(backend, token)
+    except BackendError as error:
+        raise with_cost(error, before) from error
     if isinstance(reply, VerifierError):
         raise VerifierError(reply.message, hint=reply.hint, spent=before + (reply.spent or FREE))
     usage = before + reply.usage
@@ -110,25 +116,25 @@ def _enough(of: Sequence[float], least: float) -> bool:
 
 
 async def _read(backend: Scoring, request: Request, answers: Sequence[Words]) -> Chances | None:
-    """What a model that reads says; None where it is only in front of one that does not."""
+    """What a model that reads says; None where it cannot say it of these words."""
     words = [word for spellings in answers for word in spellings]
     try:
         readings = await backend.read(request, since=max(0, len(request.said) - 1), words=words)
     except SpecError:
-        # A journal has the verb whatever is behind it, and a vocabulary need not have each word.
+        # A word is not one token of this model, or not one of its own; candidates tell as texts.
         return None
     except BackendError as error:
         if error.fatal:
             raise
         raise failure(error, error.spent or FREE) from error
-    usage = sum((reading.usage for reading in readings), FREE)
+    usage = cost(readings)
     if not readings or len(readings[-1].words) != len(words):
         return None
     logprobs = dict(zip(words, readings[-1].words, strict=True))
-    # Tokenizers that put a space before each word read "Yes" and " Yes" as one token, which then
-    # has one probability to the last bit, and counts once.
-    tokens = [{(word.strip(), logprobs[word]) for word in spellings} for spellings in answers]
-    of = tuple(math.fsum(_chance(*token, usage) for token in each) for each in tokens)
+    of = tuple(
+        math.fsum(_chance(word, logprobs[word], usage) for word in dict.fromkeys(spellings))
+        for spellings in answers
+    )
     return Chances(of, usage)
 
 

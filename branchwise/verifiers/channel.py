@@ -6,11 +6,12 @@ from typing import ClassVar, Literal, NamedTuple
 
 from pydantic import Field, SkipValidation
 
-from branchwise.core.aio import gather
 from branchwise.core.config import Config
 from branchwise.core.errors import BackendError, VerifierError
+from branchwise.core.judging import cost
 from branchwise.core.node import Node
 from branchwise.core.types import FREE, Message, Request, Scoring, Step, Usage, Verdict
+from branchwise.verifiers.asked import each, failure, finite
 from branchwise.verifiers.likelihood import Likelihood
 
 
@@ -80,34 +81,33 @@ class NoisyChannel(Config):
         direct = await Likelihood(alpha=self.alpha).score(nodes)
         if self.channel == self.prior == 0:
             return direct
-        return await gather(self._judge, list(zip(nodes, direct, strict=True)))
+        return await each(self._judge, list(zip(nodes, direct, strict=True)))
 
-    async def _judge(self, judged: tuple[Node, Verdict | VerifierError]) -> Verdict | VerifierError:
+    async def _judge(self, judged: tuple[Node, Verdict | VerifierError]) -> Verdict:
         node, direct = judged
         if isinstance(direct, VerifierError):
-            return direct
+            raise direct
         question = (Step(node.task.prompt),) if self.channel or self.per == "question" else ()
         answer = tuple(step for step in node.steps if step.text)
         requests = [
             self._request(self.backward.replace("{answer}", node.text), question),
             self._request(self.alone, answer if self.prior else ()),
         ]
-        try:
-            channel, prior = await gather(self._read, requests)
-        except VerifierError as error:
-            return error
+        told = await each(self._read, requests)
+        for fault in told:
+            if isinstance(fault, VerifierError):
+                raise VerifierError(fault.message, hint=fault.hint, spent=cost(told))
+        channel, prior = (read for read in told if not isinstance(read, VerifierError))
         tokens = sum(len(step.tokens) or len(step.logprobs) for step in node.steps)
         length = max(tokens if self.per == "answer" else channel.tokens, 1)
         more = self.channel * channel.logprob + self.prior * prior.logprob
-        return Verdict(
-            direct.score + more / length**self.alpha,
-            detail=", ".join(
-                f"log p({what}) = {read.logprob:.6g}"
-                for what, read in (("x|y", channel), ("y", prior))
-                if read.tokens
-            ),
-            usage=channel.usage + prior.usage,
+        detail = ", ".join(
+            f"log p({what}) = {read.logprob:.6g}"
+            for what, read in (("x|y", channel), ("y", prior))
+            if read.tokens
         )
+        score = direct.score + more / length**self.alpha
+        return finite(Verdict(score, detail=detail, usage=cost(told)))
 
     def _request(self, before: str, said: tuple[Step, ...]) -> Request:
         if self.chat:
@@ -123,14 +123,16 @@ class NoisyChannel(Config):
         except BackendError as error:
             if error.fatal:
                 raise
-            raise VerifierError(error.message, hint=error.hint) from error
+            raise failure(error, cost(error)) from error
         logprobs = [reading.logprob for reading in readings if reading.logprob is not None]
         if len(logprobs) < len(request.said):
             raise VerifierError(
-                "the model gives no log-probabilities", hint="it needs a language head"
+                "the model gives no log-probabilities",
+                hint="it needs a language head",
+                spent=cost(readings),
             )
         return _Sum(
             math.fsum(logprobs),
             sum(len(reading.tokens) for reading in readings),
-            sum((reading.usage for reading in readings), FREE),
+            cost(readings),
         )

@@ -11,6 +11,7 @@ from pydantic import Field, SkipValidation, model_validator
 from branchwise.core.config import Sampling
 from branchwise.core.errors import BackendError, SpecError, VerifierError
 from branchwise.core.grow import seeds_of
+from branchwise.core.judging import cost
 from branchwise.core.node import Node
 from branchwise.core.template import filled
 from branchwise.core.types import FREE, Request, Scoring, Step, Verdict
@@ -171,8 +172,7 @@ class Critic(Asks):
                 f"no label {self.label}: the model's value head says {len(values)} numbers",
                 hint="`head` is the model that reads, where it is not the one that writes",
             )
-        usage = sum((reading.usage for reading in readings), FREE)
-        return Verdict(values[self.label], usage=usage)
+        return Verdict(values[self.label], usage=cost(readings))
 
     def _scaled(self, score: float) -> float:
         return score if self.scale == "raw" else (score - self.low) / (self.high - self.low)

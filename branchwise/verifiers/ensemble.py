@@ -9,12 +9,11 @@ from typing import Literal, Self
 
 from pydantic import Field, SkipValidation, model_validator
 
-from branchwise.core.aio import gather
 from branchwise.core.config import Config
-from branchwise.core.errors import BackendError, VerifierError, suggestion
+from branchwise.core.errors import VerifierError, suggestion
+from branchwise.core.judging import cost, judged, settled
 from branchwise.core.node import Node
-from branchwise.core.types import FREE, Usage, Verdict, Verifier
-from branchwise.verifiers.member import judged
+from branchwise.core.types import Verdict, Verifier
 
 
 class Ensemble(Config):
@@ -108,23 +107,11 @@ class Ensemble(Config):
         Raises:
             BackendError: no later call can succeed either.
         """
-
-        async def asked(member: Verifier) -> list[Verdict | VerifierError] | BackendError:
-            try:
-                return await judged(member, nodes)
-            except BackendError as error:  # when the others' calls have arrived
-                return error
-
-        columns = await gather(asked, self.inner)
-        told = [column for column in columns if not isinstance(column, BackendError)]
-        for error in columns:
-            if isinstance(error, BackendError):
-                error.spent = sum(map(_cost, (v for c in told for v in c)), error.spent or FREE)
-                raise error
-        return [self._combined(row) for row in zip(*told, strict=True)]
+        columns = await settled(lambda member: judged(member, nodes), self.inner)
+        return [self._combined(row) for row in zip(*columns, strict=True)]
 
     def _combined(self, row: Sequence[Verdict | VerifierError]) -> Verdict | VerifierError:
-        usage = sum(map(_cost, row), FREE)
+        usage = cost(row)
         scores: dict[str, float] = {}
         faults: dict[str, VerifierError] = {}
         for name, verdict in zip(self.members, row, strict=True):
@@ -151,6 +138,7 @@ class Ensemble(Config):
         total = math.fsum(weights.values()) or 1.0
         shares = {name: weight / total for name, weight in weights.items()}
         mean = math.fsum(share * scores[name] for name, share in shares.items())
+        mean = min(max(mean, min(scores.values())), max(scores.values()))  # rounding: no 1 + 2e-16
         std = math.hypot(*(math.sqrt(s) * (scores[name] - mean) for name, s in shares.items()))
         match self.how:
             case "min":
@@ -177,7 +165,3 @@ class Ensemble(Config):
 
 def _shown(scores: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {score:.6g}" for name, score in scores.items())
-
-
-def _cost(said: Verdict | VerifierError) -> Usage:
-    return said.usage if isinstance(said, Verdict) else said.spent or FREE

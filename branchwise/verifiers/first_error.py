@@ -132,7 +132,8 @@ def best_threshold(scores: Sequence[Sequence[float]], labels: Sequence[int]) -> 
         labels: the index of the first wrong step of each answer; -1 for none.
 
     Raises:
-        SpecError: answers with an error are missing, or answers without one.
+        SpecError: answers with an error are missing, or answers without one; a label is of no
+            step.
 
     Example:
         >>> best_threshold([[0.9, 0.2], [0.8, 0.6]], [1, -1])
@@ -141,7 +142,11 @@ def best_threshold(scores: Sequence[Sequence[float]], labels: Sequence[int]) -> 
     lows: dict[bool, list[float]] = {True: [], False: []}
     highs: dict[bool, list[float]] = {True: [], False: []}
     sizes = {True: 0, False: 0}
+    if len(scores) != len(labels):
+        raise SpecError(f"{len(scores)} answers have scores, but {len(labels)} labels")
     for steps, label in zip(scores, labels, strict=True):
+        if not NO_ERROR <= label < len(steps):
+            raise SpecError(f"a label is {label}, and the answer has {len(steps)} steps")
         wrong = label != NO_ERROR
         sizes[wrong] += 1
         low = steps[label] if wrong else -math.inf
@@ -163,7 +168,8 @@ def best_threshold(scores: Sequence[Sequence[float]], labels: Sequence[int]) -> 
         return FirstErrors(sizes[True], right[True], sizes[False], right[False]).f1
 
     known = sorted({score for steps in scores for score in steps})
-    middles = [(a + b) / 2 for a, b in pairwise(known)]
+    # Halves, since a sum may be infinite; between neighbouring numbers there is no middle.
+    middles = [b if (middle := a / 2 + b / 2) <= a else middle for a, b in pairwise(known)]
     return max([known[0], *middles, math.nextafter(known[-1], math.inf)], key=f1)
 
 

@@ -6,13 +6,13 @@ import math
 from collections.abc import Awaitable, Callable, Sequence
 from typing import SupportsFloat, TypeAlias
 
-from branchwise.core.aio import gather
 from branchwise.core.errors import (
     BackendError,
     BranchError,
     BranchwiseError,
     VerifierError,
 )
+from branchwise.core.judging import settled
 from branchwise.core.node import Node
 from branchwise.core.types import Verdict
 
@@ -49,7 +49,7 @@ class Function:
             BranchwiseError: a signal that is not one node's business, such as a spent budget.
         """
         if self._waits:
-            return await gather(self._judge, nodes)
+            return await settled(self._judge, nodes)
         return [await self._judge(node) for node in nodes]
 
     async def _judge(self, node: Node) -> Verdict | VerifierError:
@@ -63,11 +63,15 @@ class Function:
         except BranchwiseError as error:
             if not isinstance(error, BranchError) or _fatal(error):
                 raise
-            return VerifierError(f"{self._name}: {error.message}", hint=error.hint)
+            return VerifierError(
+                f"{self._name}: {error.message}", hint=error.hint, spent=error.spent
+            )
         except Exception as error:  # noqa: BLE001  (a user's function; its faults are data)
             return VerifierError(f"{self._name} raised {type(error).__name__}: {error}")
         if not math.isfinite(verdict.score):
-            return VerifierError(f"{self._name} gave {verdict.score}, which is no finite number")
+            return VerifierError(
+                f"{self._name} gave {verdict.score}, which is no finite number", spent=verdict.usage
+            )
         return verdict
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
@@ -77,6 +79,7 @@ class About(Reads):
         shots: worked examples, as earlier turns.
         template: the user's message; `{prompt}` is filled in.
         separator: what ends a step.
+        digest: of the file of tensors that it is about.
         sizes: of the state, of the hidden layer where there is one, and 1.
         calibration: from its output to a probability.
         how: how the scores of several steps become one.
@@ -85,6 +88,7 @@ class About(Reads):
 
     version: Annotated[int, Field(ge=1, le=1)] = 1
     model: str
+    digest: str = ""
     sizes: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=2, max_length=3)]
     calibration: Platt = Platt()
     how: How = "min"
@@ -163,8 +167,10 @@ class Head:
         """
         from safetensors.numpy import save  # noqa: PLC0415  (comes with an extra)
 
-        card = json.dumps(self.about.model_dump(mode="json"), indent=2, ensure_ascii=False)
-        put(folder / TENSORS, save(self.tensors()))
+        tensors = save(self.tensors())
+        about = self.about.model_copy(update={"digest": _digest(tensors)})
+        card = json.dumps(about.model_dump(mode="json"), indent=2, ensure_ascii=False)
+        put(folder / TENSORS, tensors)
         put(folder / ABOUT, (card + "\n").encode())
 
 
@@ -184,7 +190,8 @@ def load(folder: Path | str) -> Head:
     try:
         about = About.model_validate_json(here.read_bytes())
         here = where / TENSORS
-        tensors = tensors_of(here.read_bytes())
+        content = here.read_bytes()
+        tensors = tensors_of(content)
     except OSError as error:
         raise SpecError(f"{here}: cannot read the head: {error.strerror}") from error
     except ValidationError as error:
@@ -194,9 +201,15 @@ def load(folder: Path | str) -> Head:
     except (SafetensorError, ValueError) as error:
         raise SpecError(f"{here}: not a file of tensors: {error}") from error
     try:
-        return head_of(about, tensors)
+        head = head_of(about, tensors)
     except SpecError as error:
         raise SpecError(f"{here}: {error.message}") from error
+    if about.digest not in {"", _digest(content)}:
+        raise SpecError(
+            f"{here}: not the tensors that {ABOUT} is about",
+            hint="a training was cut off while it wrote: run it again",
+        )
+    return head
 
 
 def head_of(about: About, tensors: Mapping[str, NDArray[np.floating]]) -> Head:
@@ -227,7 +240,13 @@ def put(path: Path, content: bytes) -> None:
         half.write_bytes(content)
         half.replace(path)
     except OSError as error:
+        with suppress(OSError):
+            half.unlink(missing_ok=True)
         raise SpecError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _digest(tensors: bytes) -> str:
+    return blake2b(tensors, digest_size=16).hexdigest()
 
 
 def _shapes(sizes: Sequence[int]) -> dict[str, tuple[int, ...]]:

@@ -6,12 +6,12 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, SkipValidation, model_validator
 
-from branchwise.core.aio import gather
 from branchwise.core.config import Config
 from branchwise.core.errors import BackendError, SpecError, VerifierError
+from branchwise.core.judging import cost, settled
 from branchwise.core.node import Node
 from branchwise.core.template import filled
-from branchwise.core.types import FREE, Message, Reading, Request, Scoring, Step, Usage, Verdict
+from branchwise.core.types import Message, Reading, Request, Scoring, Step, Verdict
 from branchwise.verifiers.aggregate import How, aggregated
 from branchwise.verifiers.steps import split
 
@@ -98,7 +98,7 @@ class ImplicitReward(Config):
             SpecError: a model has no language head, or the two divide texts into other tokens.
             BackendError: no later call can succeed either.
         """
-        return await gather(self._judge, nodes)
+        return await settled(self._judge, nodes)
 
     async def _judge(self, node: Node) -> Verdict | VerifierError:
         if not node.text.strip():
@@ -107,8 +107,8 @@ class ImplicitReward(Config):
         if since == len(request.said):
             return Verdict(0.0)  # an empty step changes neither probability
         models = (self.backend, self.reference)
-        trained, before = await gather(_read, [(model, request, since) for model in models])
-        usage = _cost(trained) + _cost(before)
+        trained, before = await settled(_read, [(model, request, since) for model in models])
+        usage = cost((trained, before))
         for fault in (trained, before):
             if isinstance(fault, VerifierError):
                 return VerifierError(fault.message, hint=fault.hint, spent=usage)
@@ -144,9 +144,3 @@ async def _read(asked: tuple[Scoring, Request, int]) -> Sequence[Reading] | Veri
         if error.fatal:
             raise
         return VerifierError(error.message, hint=error.hint, spent=error.spent)
-
-
-def _cost(told: Sequence[Reading] | VerifierError) -> Usage:
-    if isinstance(told, VerifierError):
-        return told.spent or FREE
-    return sum((reading.usage for reading in told), FREE)

@@ -12,13 +12,13 @@ from typing import Literal, NamedTuple, Self, cast
 
 from pydantic import Field, model_validator
 
-from branchwise.core.aio import gather
 from branchwise.core.config import Config, Sampling
 from branchwise.core.errors import VerifierError
 from branchwise.core.grow import seeds_of
+from branchwise.core.judging import cost, settled
 from branchwise.core.node import Node
 from branchwise.core.template import filled
-from branchwise.core.types import FREE, Json, Request, Step, Verdict
+from branchwise.core.types import Json, Request, Step, Verdict
 from branchwise.verifiers.asked import Asks, replies, whole
 from branchwise.verifiers.prompts import template
 
@@ -201,17 +201,15 @@ class Judge(Asks):
             BackendError: no later call can succeed either.
             SpecError: the backend follows no schema or tells no candidates, and has to.
         """
-        return await gather(self._judge, nodes)
+        return await settled(self._judge, nodes)
 
     async def _judge(self, node: Node) -> Verdict | VerifierError:
         try:
             requests = [self.request(node, criterion) for criterion in self.criteria]
         except VerifierError as error:
             return error
-        rows = await gather(lambda request: replies(self.backend, request), requests)
-        usage = FREE
-        for reply in (reply for row in rows for reply in row):
-            usage += reply.usage if isinstance(reply, Step) else reply.spent or FREE
+        rows = await settled(lambda request: replies(self.backend, request), requests)
+        usage = cost(rows)
         means: list[float] = []
         feedback: list[str] = []
         detail: list[str] = []
@@ -246,9 +244,8 @@ class Judge(Asks):
             else:
                 grade = _marked(reply.text, self.form, self.high)
             if not self.low <= grade.value <= self.high:
-                raise _unread(
-                    f"{grade.value:g} is no grade from {self.low} to {self.high}", reply.text
-                )
+                said = f"{grade.value!s:.20}"  # as text: it may be too large for a float
+                raise _unread(f"{said} is no grade from {self.low} to {self.high}", reply.text)
             return grade._replace(value=self._mean(reply, grade)) if self.expected else grade
         except VerifierError as error:
             return error
@@ -268,7 +265,9 @@ class Judge(Asks):
                         law[int(said[1])] += math.exp(one.logprob)
                 if not law[int(grade.value)]:
                     break
-                return math.fsum(g * p for g, p in law.items()) / math.fsum(law.values())
+                total = math.fsum(law.values())
+                # Divided first: so rounding leads no mean out of the scale.
+                return math.fsum(g * (p / total) for g, p in law.items())
         raise _unread("the model does not tell what else it could have said there", reply.text)
 
     def _schema(self) -> Mapping[str, Json]:
@@ -327,6 +326,7 @@ def _structured(text: str) -> Grade:
     """
     try:
         said: object = json.loads(text, object_pairs_hook=_once)
+        json.dumps(said, ensure_ascii=False).encode()  # no halves of characters: trees are saved
     except (ValueError, RecursionError) as error:
         why = str(error).splitlines()[0][:_QUOTED]
         raise _unread(f"it is no JSON object ({why})", text) from error

@@ -9,9 +9,9 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, SkipValidation
 
-from branchwise.core.aio import gather
 from branchwise.core.config import Beside, Config
 from branchwise.core.errors import BackendError, SpecError, VerifierError
+from branchwise.core.judging import settled
 from branchwise.core.node import Node
 from branchwise.core.types import FREE, Scoring, Verdict
 from branchwise.verifiers.aggregate import How, aggregated
@@ -86,7 +86,7 @@ class Learned(Config):
             BackendError: no later call can succeed either.
         """
         self.check()
-        return await gather(self._judge, nodes)
+        return await settled(self._judge, nodes)
 
     async def _judge(self, node: Node) -> Verdict | VerifierError:
         about = self.head.about

@@ -6,9 +6,9 @@ from typing import Annotated, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import Field, SkipValidation, model_validator
 
-from branchwise.core.aio import gather
 from branchwise.core.config import Config
 from branchwise.core.errors import BackendError, SpecError, VerifierError
+from branchwise.core.judging import cost, judged, settled
 from branchwise.core.node import Node
 from branchwise.core.template import filled
 from branchwise.core.types import (
@@ -211,7 +211,7 @@ class OutcomeReward(Config):
             SpecError: the model cannot do what is asked.
             BackendError: no later call can succeed either.
         """
-        return await gather(self._judge, nodes)
+        return await settled(self._judge, nodes)
 
     async def _judge(self, node: Node) -> Verdict | VerifierError:
         if not node.text.strip():
@@ -219,7 +219,7 @@ class OutcomeReward(Config):
         readings = await readings_of(self.backend, self.request(node), self.read)
         if isinstance(readings, VerifierError):
             return readings
-        usage = sum((reading.usage for reading in readings), FREE)
+        usage = cost(readings)
         number = self.read.number(readings[-1])
         if not math.isfinite(number):
             return VerifierError(f"the model's number for the answer is {number}", spent=usage)
@@ -265,11 +265,8 @@ class BradleyTerry(Config):
             BackendError: no later call can succeed either.
         """
         nodes = list(dict.fromkeys(node for pair in pairs for node in pair))
-        rewards = dict(zip(nodes, await self.reward.score(nodes), strict=True))
-        unpaid = {
-            node: (said.usage if isinstance(said, Verdict) else said.spent) or FREE
-            for node, said in rewards.items()
-        }
+        rewards = dict(zip(nodes, await judged(self.reward, nodes), strict=True))
+        unpaid = {node: cost(said) for node, said in rewards.items()}
         verdicts: list[Verdict | VerifierError] = []
         for first, second in pairs:
             usage = unpaid.pop(first, FREE) + unpaid.pop(second, FREE)

@@ -7,12 +7,12 @@ from typing import Literal, NamedTuple, SupportsFloat
 
 from pydantic import Field, SkipValidation
 
-from branchwise.core.aio import gather
 from branchwise.core.config import Config, Sampling
 from branchwise.core.errors import BranchError, BranchwiseError, SpecError, VerifierError
+from branchwise.core.judging import cost, settled
 from branchwise.core.node import Node
 from branchwise.core.template import filled
-from branchwise.core.types import FREE, Backend, Message, Request, Step, Verdict
+from branchwise.core.types import Backend, Message, Request, Step, Verdict
 from branchwise.verifiers.asked import replies
 from branchwise.verifiers.prompts import template
 
@@ -107,7 +107,7 @@ class Pairwise(Config):
             drawn = [seeds[place] for place in places]
             requests.append(self.request(first, second, drawn))
             requests.append(self.request(second, first, drawn))
-        rows = await gather(lambda request: replies(self.backend, request), requests)
+        rows = await settled(lambda request: replies(self.backend, request), requests)
         verdicts: dict[int, Verdict | VerifierError] = {}
         for places, there, back in zip(votes.values(), rows[::2], rows[1::2], strict=True):
             for place, one, other in zip(places, there, back, strict=True):
@@ -149,7 +149,7 @@ class Comparison:
             BranchwiseError: a signal that is not one pair's business, such as a spent budget.
         """
         if self._waits:
-            return await gather(self._compare, pairs)
+            return await settled(self._compare, pairs)
         return [await self._compare(pair) for pair in pairs]
 
     async def _compare(self, pair: tuple[Node, Node]) -> Verdict | VerifierError:
@@ -161,7 +161,7 @@ class Comparison:
         except BranchwiseError as error:
             if not isinstance(error, BranchError) or getattr(error, "fatal", False):
                 raise
-            return VerifierError(error.message, hint=error.hint)
+            return VerifierError(error.message, hint=error.hint, spent=error.spent)
         except Exception as error:  # noqa: BLE001  (a user's function; its faults are data)
             return VerifierError(f"the comparison raised {type(error).__name__}: {error}")
         if not 0 <= score <= 1:
@@ -217,8 +217,7 @@ def _verdict(
     there: Step | VerifierError, back: Step | VerifierError, form: re.Pattern[str]
 ) -> Verdict | VerifierError:
     """From the replies about (a, b) and about (b, a)."""
-    paid = [r.usage if isinstance(r, Step) else r.spent or FREE for r in (there, back)]
-    usage = sum(paid, FREE)
+    usage = cost((there, back))
     letters: list[str] = []
     for reply in (there, back):
         letter = reply if isinstance(reply, VerifierError) else _letter(reply, form)

@@ -8,19 +8,27 @@ from functools import cache
 from importlib.resources import files
 from typing import Annotated, ClassVar, Literal, NamedTuple, Self, cast
 
-from pydantic import BeforeValidator, Field, SkipValidation, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SkipValidation,
+    TypeAdapter,
+    ValidationInfo,
+    model_validator,
+)
 
-from branchwise.core.aio import gather
-from branchwise.core.config import Config
+from branchwise.core.config import Beside, Config
 from branchwise.core.errors import VerifierError, suggestion
+from branchwise.core.judging import cost, settled
 from branchwise.core.node import Node
 from branchwise.core.template import filled
-from branchwise.core.types import FREE, Message, Reading, Request, Scoring, Step, Usage, Verdict
+from branchwise.core.types import Message, Reading, Request, Scoring, Step, Verdict
 from branchwise.verifiers.aggregate import How, aggregated
 from branchwise.verifiers.outcome import Number, readings_of
 from branchwise.verifiers.steps import Parts, parts
 
 _SUFFIX = ".toml"
+_path = TypeAdapter(Beside)
 
 
 class Asked(NamedTuple):
@@ -161,10 +169,21 @@ def _tables() -> dict[str, dict[str, object]]:
     }
 
 
-def _loaded(value: object) -> object:
-    """A format by its name, and one that is `like` another but for some fields."""
+def _read(value: str, info: ValidationInfo) -> dict[str, object]:
+    """A format in a file."""
+    path = _path.validate_python(value, context=info.context)
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:  # also what is no UTF-8
+        raise ValueError(f"{path}: not a TOML file: {error}") from error
+
+
+def _loaded(value: object, info: ValidationInfo) -> object:
+    """A format by its name or its file, and one that is `like` another but for some fields."""
     if isinstance(value, str):
-        value = {"like": value}
+        value = _read(value, info) if value.endswith(_SUFFIX) else {"like": value}
     if not isinstance(value, Mapping) or "like" not in value:
         return cast("object", value)
     own = dict(cast("Mapping[str, object]", value))
@@ -194,8 +213,9 @@ class ProcessReward(Config):
 
     Args:
         backend: the model.
-        format: how the model wants to see the steps: a name (`formats()`), a table, or a table
-            that is `like` a name but for some fields.
+        format: how the model wants to see the steps: a name (`formats()`), a table, a table that
+            is `like` a name but for some fields, or the path of a .toml file with such a table; a
+            relative one in a spec is relative to the spec's folder.
         how: how the scores of the steps inside one node become its score; by default as the
             format says.
 
@@ -226,7 +246,7 @@ class ProcessReward(Config):
             SpecError: the model cannot do what is asked.
             BackendError: no later call can succeed either.
         """
-        return await gather(self._judge, nodes)
+        return await settled(self._judge, nodes)
 
     async def _judge(self, node: Node) -> Verdict | VerifierError:
         before, own = self.format.parts(node)
@@ -234,8 +254,8 @@ class ProcessReward(Config):
         if not judged.own:
             return VerifierError("there is no text to judge")
         asked = self.format.asked(node.task.prompt, judged)
-        replies = await gather(self._read, asked)
-        usage = sum(map(_cost, replies), FREE)
+        replies = await settled(self._read, asked)
+        usage = cost(replies)
         scores: list[float] = []
         for reply in replies:
             if isinstance(reply, VerifierError):
@@ -259,9 +279,3 @@ class ProcessReward(Config):
             dataclasses.replace(mark, usage=text.usage + mark.usage)
             for text, mark in zip(reply[::2], reply[1::2], strict=True)
         ]
-
-
-def _cost(reply: Sequence[Reading] | VerifierError) -> Usage:
-    if isinstance(reply, VerifierError):
-        return reply.spent or FREE
-    return sum((reading.usage for reading in reply), FREE)

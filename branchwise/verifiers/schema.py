@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, JsonValue, model_validator
 
 from branchwise.core.config import Config
-from branchwise.core.errors import VerifierError
+from branchwise.core.errors import BranchError, SpecError, VerifierError
 from branchwise.core.node import Node
-from branchwise.core.tools import validated
-from branchwise.core.types import Tool, Verdict
+from branchwise.core.tools import faults, sound
+from branchwise.core.types import Verdict
 
 _LONGEST = 1_000_000
 
@@ -51,8 +51,10 @@ class Schema(Config):
 
     @model_validator(mode="after")
     def _is_one(self) -> Self:
-        if fault := self._faults("{}"):
-            raise ValueError(fault)
+        try:
+            sound(self.json_schema)
+        except SpecError as error:
+            raise ValueError(f"the schema of answer is broken: {error}") from error
         return self
 
     async def score(self, nodes: Sequence[Node]) -> Sequence[Verdict | VerifierError]:
@@ -69,23 +71,18 @@ class Schema(Config):
         if self.fenced:
             text = _last_block(text)
         try:
-            # As a member, so that any JSON value may be checked, not objects alone.
-            whole = json.dumps({"answer": json.loads(text)}, allow_nan=False)
+            value: JsonValue = json.loads(text)
+            # Not everything that can be read is JSON: NaN, and halves of characters.
+            json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
         except (ValueError, RecursionError) as error:
             return Verdict(0.0, f"The answer is no JSON: {error}", "no JSON")
-        fault = self._faults(whole)
-        if fault.startswith(("the schema of answer", "the arguments cannot be checked")):
-            return VerifierError(fault.replace("the arguments", "the answer"))
-        if fault.startswith("the arguments"):  # halves of characters
-            return Verdict(0.0, fault.replace("the arguments are", "The answer is"), "no JSON")
-        return Verdict(float(not fault), fault, "invalid" if fault else "valid")
-
-    def _faults(self, whole: str) -> str:
-        """What is wrong with `{"answer": ...}`."""
-        # With an id of its own the schema stays a document: its references begin at its root.
-        document: dict[str, Any] = {"$id": "urn:branchwise:answer", **self.json_schema}
-        found = validated(Tool("answer", "", {"properties": {"answer": document}}), whole)
-        return found if isinstance(found, str) else ""
+        try:
+            found = "; ".join(faults(self.json_schema, value, at="answer"))
+        except SpecError as error:
+            return VerifierError(f"the schema of answer is broken: {error}")
+        except BranchError as error:
+            return VerifierError(f"the answer cannot be checked: {error}")
+        return Verdict(float(not found), found, "invalid" if found else "valid")
 
 
 def _last_block(text: str) -> str:

@@ -8,9 +8,10 @@ from pydantic import Field
 
 from branchwise.core.config import Sampling
 from branchwise.core.errors import VerifierError
+from branchwise.core.judging import cost
 from branchwise.core.node import Node
 from branchwise.core.template import filled
-from branchwise.core.types import FREE, Request, Verdict
+from branchwise.core.types import Request, Verdict
 from branchwise.verifiers import prompts
 from branchwise.verifiers.aggregate import How, aggregated
 from branchwise.verifiers.asked import about, each, number, replies
@@ -99,17 +100,14 @@ class SelfEvaluation(Decides):
         if self.per == "answer":
             return [self._question(known)]
         before, own = parts(node, self.separator)
-        if not own:
-            before, own = before[:-1], before[-1:]
+        said = (*before, *own)
+        told = [place for place, step in enumerate(said) if step.strip()]
+        places = [place for place in told if place >= len(before)] or told[-1:]
         return [
             self._question(
-                {
-                    **known,
-                    "before": "".join((*before, *own[:place])).strip(),
-                    "step": step.strip(),
-                }
+                {**known, "before": "".join(said[:place]).strip(), "step": said[place].strip()}
             )
-            for place, step in enumerate(own)
+            for place in places
         ]
 
     async def score(self, nodes: Sequence[Node]) -> Sequence[Verdict | VerifierError]:
@@ -127,9 +125,8 @@ class SelfEvaluation(Decides):
         outcomes = await each(self._decision if self.by == "p-true" else self._confidence, requests)
         errors = [outcome for outcome in outcomes if isinstance(outcome, VerifierError)]
         verdicts = [outcome for outcome in outcomes if isinstance(outcome, Verdict)]
-        usage = sum((verdict.usage for verdict in verdicts), FREE)
+        usage = cost(outcomes)
         if errors:
-            usage = sum((error.spent or FREE for error in errors), usage)
             raise VerifierError(errors[0].message, hint=errors[0].hint, spent=usage)
         if self.per == "answer":
             return verdicts[0]
@@ -138,7 +135,7 @@ class SelfEvaluation(Decides):
             aggregated(scores, self.how),
             detail="; ".join(verdict.detail for verdict in verdicts),
             usage=usage,
-            steps=scores,
+            steps=scores if place.node.steps[-1].text.strip() else (),
         )
 
     async def _confidence(self, request: Request) -> Verdict:

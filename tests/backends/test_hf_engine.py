@@ -292,3 +292,25 @@ def test_a_long_text_that_nobody_waits_for_is_not_read_to_its_end(monkeypatch):
     engine.run(more)
     assert stays.tokens == greedy(plain, stays.context, 30)
     assert engine.forwarded < 50
+
+
+@pytest.mark.parametrize("step", range(1, 7))
+def test_who_waits_in_the_middle_of_a_text_that_nobody_wants_any_more_is_answered(
+    step, monkeypatch
+):
+    monkeypatch.setattr(engines, "_ALONE", 4)
+    plain, ours = twins("llama")
+    engine = Watched(plain, ours)
+    long = tuple(range(3, 40))
+    passes = []
+    gone = Row(context=long, limit=5, gone=lambda: len(passes) > step)
+    stays = Row(context=long[:20], limit=5, sampling=GREEDY)
+    arrivals = {1: [gone], step: [stays]} if step > 1 else {1: [gone, stays]}
+
+    def more():
+        passes.append(None)
+        assert len(passes) < 99, "it hangs"
+        return arrivals.get(len(passes), [])
+
+    engine.run(more)
+    assert stays.tokens == greedy(plain, stays.context, 5)

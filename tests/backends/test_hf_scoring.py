@@ -191,6 +191,19 @@ async def test_a_word_that_is_no_single_token_is_named(folders, kind, word, mess
             await backend.read(Request(prompt="the cat"), words=("t", word))
 
 
+async def test_two_names_of_one_token_are_refused_and_one_name_twice_is_not(folders):
+    """Whoever adds words up would count that token twice."""
+    (token,) = ids(folders["lm"], "t")[0]
+    request = Request(prompt="the cat")
+    async with opened(folders["lm"]) as backend:
+        with pytest.raises(SpecError, match=rf"the words 't' and {token} are one token"):
+            await backend.read(request, words=("t", token))
+        (reading,) = await backend.read(request, words=(token, token))
+        with pytest.raises(SpecError, match="since is -1"):
+            await backend.read(request, since=-1)
+    assert reading.words[0] == reading.words[1]
+
+
 @pytest.mark.parametrize("kind", ["sequence", "token"])
 async def test_values_are_those_of_the_models_own_head(folders, peers, kind):
     context, *pieces = ids(folders[kind], "the cat", *(step.text for step in SAID))

@@ -2,12 +2,19 @@
 
 import json
 
+import anyio
 import pytest
 from hostile import refuse, talking
 
-from branchwise.core.errors import BackendError, SpecError, VerifierError
+from branchwise.agents.chat import Chat
+from branchwise.core.errors import BackendError, VerifierError
 from branchwise.core.node import Node
-from branchwise.core.types import State, Step, Task
+from branchwise.core.types import State, Step, Task, Verdict
+from branchwise.environments.writing import Writing
+from branchwise.search.best_of_n import BestOfN
+from branchwise.solve import solve
+from branchwise.verifiers.cascade import Cascade, Stage
+from branchwise.verifiers.ensemble import Ensemble
 from branchwise.verifiers.judge import Judge
 
 pytestmark = pytest.mark.asyncio
@@ -68,8 +75,60 @@ async def test_a_wrong_key_ends_it():
     assert said.value.fatal
 
 
-async def test_servers_tell_no_candidates():
-    async with talking(follows) as (server, model):
-        with pytest.raises(SpecError, match="candidates"):
-            await Judge(backend=model, expected=True).score(NODES[:1])
-    assert server.asked == []
+async def test_without_candidates_there_is_no_expected_grade():
+    async def silent(asked):
+        assert asked.body["top_logprobs"] == 20
+        await asked.chat("Score: 4")
+
+    async with talking(silent) as (_, model):
+        [error] = await Judge(backend=model, expected=True).score(NODES[:1])
+    assert isinstance(error, VerifierError)
+    assert "what else it could have said" in str(error)
+    assert "'Score: 4'" in str(error)
+    assert error.spent.completion == 7
+
+
+class Searches:
+    """A verifier that runs a search for each node, with a model and a judge of its own."""
+
+    def __init__(self, model, verifier=None):
+        self.model, self.verifier = model, verifier
+
+    async def score(self, nodes):
+        verdicts = []
+        for node in nodes:
+            found = await solve(
+                f"Is this right? {node.text}",
+                policy=Chat(backend=self.model, max_tokens=8),
+                controller=BestOfN(n=2),
+                environment=Writing(),
+                verifier=self.verifier,
+            )
+            verdicts.append(Verdict(found.node.score, usage=found.usage))
+        return verdicts
+
+
+@pytest.mark.parametrize("held", ["alone", "ensemble", "cascade"])
+async def test_searches_inside_of_verifiers_inside_of_searches_share_one_connection(held):
+    async def answers(asked):
+        await asked.chat("Reasons: fine.\nScore: 4")
+
+    async with talking(answers, connections=1) as (server, model):
+        judge = Judge(backend=model)
+        nested = Searches(model, Searches(model, judge))
+        verifier = {
+            "alone": nested,
+            "ensemble": Ensemble(members={"nested": nested, "judge": judge}),
+            "cascade": Cascade(stages=(Stage(verifier=judge, at_least=0), Stage(verifier=nested))),
+        }[held]
+        with anyio.fail_after(20):
+            answer = await solve(
+                "TASK",
+                policy=Chat(backend=model, max_tokens=8),
+                controller=BestOfN(n=2),
+                environment=Writing(),
+                verifier=verifier,
+            )
+    assert answer.stopped == "finished"
+    assert answer.node.score == 0.75
+    assert answer.usage.completion == 7 * len(server.bodies)

@@ -119,17 +119,6 @@ async def test_what_was_read_before_the_end_is_kept(tmp_path, end):
     assert len(rest.asked) == 150 - broken.told
 
 
-def test_states_of_half_precision_come_back_as_single(tmp_path):
-    for file in ("one", "two"):
-        (tmp_path / file).mkdir()
-    whole = anyio.run(embed, rows(3), READS, Reader(), Cache(tmp_path / "one"))
-    half = anyio.run(embed, rows(3), READS, Reader(), Cache(tmp_path / "two", "float16"))
-    sizes = [sum(f.stat().st_size for f in (tmp_path / name).iterdir()) for name in ("one", "two")]
-    assert sizes[1] < sizes[0]
-    assert [own.dtype for own in half] == [np.float32] * 3
-    assert [own.tolist() for own in half] == [own.tolist() for own in whole]
-
-
 def test_a_damaged_file_of_states_is_named(tmp_path):
     anyio.run(embed, rows(3), READS, Reader(), Cache(tmp_path))
     (file,) = tmp_path.iterdir()
@@ -229,7 +218,7 @@ def trained(folder, tmp_path_factory):
     labelled(folder, where / "labels")
     arguments = ["train-verifier", str(where / "labels"), "--out", str(where / "head")]
     with pytest.raises(SystemExit) as ended:
-        main([*arguments, "--set", "optimiser=lbfgs", "--set", "l2=0.001"])
+        main([*arguments, "--set", "l2=0.001"])
     assert ended.value.code == 0
     return where / "head"
 
@@ -237,7 +226,7 @@ def trained(folder, tmp_path_factory):
 def test_what_is_linear_in_the_state_is_learnt(trained):
     report = load(trained).about.report
     assert report["auc"] > 0.95
-    assert report["answers"]["last"]["pairs"] > 0.9
+    assert report["answers"]["last"]["pairs"]["value"] > 0.9
 
 
 @pytest.mark.anyio

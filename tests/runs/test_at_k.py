@@ -94,6 +94,13 @@ ballots = st.lists(
 )
 
 
+def test_equal_sums_are_equal_in_any_order():
+    answers, scores = ["4", "4", "4", "5", "5", "5"], [0.1, 0.2, 0.3, 0.3, 0.2, 0.1]
+    right = [answer == "4" for answer in answers]
+    assert weighted_vote_at_k(answers, scores, right, 6) == 0.5
+    assert weighted_vote_at_k(answers, scores[::-1], right, 6) == 0.5
+
+
 @given(
     ballots, st.sets(st.sampled_from("abc")), st.sampled_from(["equal", "score", "exp"]), st.data()
 )

@@ -81,6 +81,21 @@ def test_each_strategy_that_it_has_judged_has_its_tables(run, capsys):
     assert (run / "verifier-prm-two-judges.svg").exists()
 
 
+def test_a_strategy_without_answers_does_not_hide_the_others(run, capsys):
+    for tree in (run / "trees" / "two_judges").iterdir():
+        table = json.loads(tree.read_text())
+        for node in table["nodes"]:
+            node["state"]["done"] = False
+        tree.write_text(json.dumps(table))
+    status, out, _ = command(capsys, "eval-verifier", run, "--of", "prm")
+    assert status == 0
+    assert "two judges: no answer has a verdict and a grade." in out
+    asked = ("--of", "prm", "--strategy", "two judges")
+    status, _, err = command(capsys, "eval-verifier", run, *asked)
+    assert status == 2
+    assert "no answer of 'two judges' has a verdict and a grade" in err
+
+
 def test_scores_that_are_no_probabilities_have_no_plot(run, capsys):
     assert command(capsys, "eval-verifier", run, "--of", "low")[0] == 0
     assert not (run / "verifier-low.svg").exists()

@@ -163,3 +163,16 @@ def test_a_directory_without_a_run_is_one_line(made, capsys, monkeypatch):
         main(["label", "nowhere", "--out", "wrong"])
     assert exit_.value.code == 2
     assert "nowhere holds no run" in capsys.readouterr().err
+
+
+def test_labels_do_not_come_among_the_files_of_a_run(made, capsys, monkeypatch):
+    monkeypatch.chdir(made)
+    before = sorted(path.name for path in Path("run").iterdir())
+    (made / "file").write_text("")
+    for out, said in (("run", "run holds a run (give another"), ("file", "file is no directory")):
+        for command in (["label", "run"], ["train-verifier", "nowhere"]):
+            with pytest.raises(SystemExit) as exit_:
+                main([*command, "--out", out])
+            assert exit_.value.code == 2
+            assert said in capsys.readouterr().err
+    assert sorted(path.name for path in Path("run").iterdir()) == before

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from branchwise import Usage
-from branchwise.runs.report import cells, footnotes, markdown, mcnemar, table, wilson
+from branchwise.runs.report import cells, footnotes, markdown, mcnemar, table
 from branchwise.runs.store import Result
 
 
@@ -25,7 +25,9 @@ def result(strategy, problem, grade, tokens=10):
     ],
 )
 def test_wilson_s_interval_is_scipy_s(right, n, low, high):
-    assert wilson(right, n) == pytest.approx((low, high), abs=1e-9)
+    results = [result("one", i, "right" if i < right else "wrong") for i in range(n)]
+    [row] = table(["one"], results)
+    assert (row.low, row.high) == pytest.approx((low, high), abs=1e-9)
 
 
 @given(st.integers(0, 30), st.integers(0, 30))

@@ -179,6 +179,10 @@ FAULTS = {
     "no spec": (lambda run: (run / "spec.json").unlink(), "run holds no run: there is no spec.json"),
     "no results": (lambda run: (run / "results.jsonl").unlink(), "run has no results yet"),
     "half a spec": (lambda run: (run / "spec.json").write_text("{"), "spec.json: cannot be read"),
+    "no spec but a list": (
+        lambda run: (run / "spec.json").write_text("[]"),
+        "spec.json: cannot be read: not an object",
+    ),
     "a wrong result": (
         lambda run: (run / "results.jsonl").write_text("{}\n"),
         "results.jsonl, line 1: not a result",

@@ -29,6 +29,7 @@ from branchwise.verifiers.calibration import (
     log_loss,
     logit,
     mce,
+    mean_interval,
     reliability,
     reliability_svg,
     report,
@@ -149,6 +150,14 @@ def test_an_auc_of_nothing_is_refused(scores, right, why):
         auc(scores, right)
     with pytest.raises(SpecError):
         auc_interval(scores, right)
+
+
+def test_the_interval_of_a_mean_holds_it_as_often_as_it_says():
+    chance, rounds = random.Random(1), 400
+    drawn = [mean_interval([chance.betavariate(2, 1) for _ in range(40)]) for _ in range(rounds)]
+    assert 0.92 <= sum(low <= 2 / 3 <= high for low, high in drawn) / rounds <= 0.98
+    with pytest.raises(SpecError, match="two numbers at least"):
+        mean_interval([0.5])
 
 
 def test_an_interval_needs_two_of_each():

@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "backends"))  # its models
 
 from test_hf_backend import tiny_tokenizer  # noqa: E402  (after the check that torch is there)
 from tiny import config  # noqa: E402
+from tokenizers import normalizers  # noqa: E402
 
 from branchwise.backends.hf import HF  # noqa: E402
 from branchwise.core.node import Node  # noqa: E402
@@ -76,6 +77,26 @@ async def test_a_word_of_several_tokens_is_looked_for_among_candidates(folder):
         [other] = await GenRM(backend=backend, **{**LETTERS, "yes": ("Y",)}).score(NODES[:1])
     assert (one.usage.completion, other.usage.completion) == (1, 0)
     assert one.score == pytest.approx(other.score, abs=1e-6)
+
+
+async def test_two_spellings_of_one_token_count_once(tmp_path):
+    """A tokenizer that writes small reads "Y" as "y": the engine says so, candidates tell both."""
+    scores, written = [], []
+    for normalizer in (None, normalizers.Lowercase()):
+        tokenizer = tiny_tokenizer()
+        if normalizer is not None:
+            tokenizer.backend_tokenizer.normalizer = normalizer
+        torch.manual_seed(0)
+        shape = config("llama", vocab_size=len(tokenizer))
+        transformers.AutoModelForCausalLM.from_config(shape).save_pretrained(tmp_path)
+        tokenizer.save_pretrained(tmp_path)
+        async with HF(model=str(tmp_path), dtype="float32", device="cpu").open() as backend:
+            fields = {**LETTERS, "candidates": len(tokenizer)}
+            [verdict] = await GenRM(backend=backend, **fields).score(NODES[:1])
+        scores.append(verdict.score)
+        written.append(verdict.usage.completion)
+    assert written == [0, 1]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-6)
 
 
 @pytest.mark.parametrize("chat", [True, False])

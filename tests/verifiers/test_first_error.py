@@ -65,6 +65,22 @@ def test_the_sweep_finds_the_best_of_all_thresholds(rows):
     assert all(f1 < max(every) for f1 in lower)
 
 
+@pytest.mark.parametrize("high", [0.5, 1.7e308, 5e-324])
+def test_neighbouring_and_huge_scores_are_told_apart(high):
+    low = math.nextafter(high, -math.inf)
+    scores, labels = [[high, low], [high, high]], [1, -1]
+    threshold = best_threshold(scores, labels)
+    assert math.isfinite(threshold)
+    assert measured(scores, labels, threshold).f1 == 1
+
+
+def test_labels_of_no_step_are_refused():
+    with pytest.raises(SpecError, match="a label is 1, and the answer has 1 steps"):
+        best_threshold([[0.1], [0.2]], [1, -1])
+    with pytest.raises(SpecError, match="2 answers have scores, but 1 labels"):
+        best_threshold([[0.1], [0.2]], [0])
+
+
 def test_a_threshold_needs_both_kinds():
     with pytest.raises(SpecError, match="none is without"):
         best_threshold([[0.1]], [0])

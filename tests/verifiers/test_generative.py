@@ -178,12 +178,6 @@ def test_no_word_stands_for_both():
         asking(BOTH, yes=("Yes", "No"))
 
 
-async def test_two_spellings_of_one_token_count_once():
-    one = {"Yes": 0.375, " Yes": 0.375, "No": 0.5, " No": 0.5, "yes": 0.0625, "no": 0.0625}
-    [verdict] = await GenRM(backend=Reader(one)).score([node()])
-    assert verdict.detail == "p(Yes) = 0.4375, p(No) = 0.5625"
-
-
 async def test_where_reading_cannot_say_it_candidates_do():
     class Front(Reader):
         async def read(self, request, *, since=0, state=False, words=()):

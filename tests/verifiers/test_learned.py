@@ -92,7 +92,7 @@ def test_a_head_is_saved_and_loaded(path):
     head = linear(shots=(Example(prompt="1 + 1?", reply="2"),), report={"auc": 0.9})
     head.save(path)
     again = load(path)
-    assert again.about == head.about
+    assert again.about.model_copy(update={"digest": ""}) == head.about
     for name, tensor in head.tensors().items():
         assert (again.tensors()[name] == tensor).all()
     assert {file.name for file in path.iterdir()} == {"head.json", "head.safetensors"}
@@ -111,6 +111,7 @@ def changed(tensors, **more):
         (lambda t: changed(t, mean=[1.0]), r"'mean' has the shape \(1,\), not \(2,\)"),
         (lambda t: changed(t, weight_0=[[1.0, math.nan]]), r"'weight.0' holds what is no finite"),
         (lambda t: changed(t, scale=[1.0, 0.0]), r"'scale' holds what is not above 0"),
+        (lambda t: changed(t, bias_0=[9.0]), r"not the tensors that head\.json is about"),
     ],
 )
 def test_wrong_tensors_are_refused_by_name(path, change, words):

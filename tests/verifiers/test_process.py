@@ -260,6 +260,25 @@ def test_what_a_format_cannot_say(table, words):
         ProcessReward(backend=Numbers(), format=table)
 
 
+def test_a_format_may_be_a_file_beside_the_spec(tmp_path):
+    shown = 'question = "{prompt}"\nstrip = false\nread = { kind = "value" }\n'
+    (tmp_path / "own.toml").write_text(shown)
+    (tmp_path / "like.toml").write_text('like = "trl"\nmark = "x"\n')
+    (tmp_path / "bad.toml").write_text("question")
+
+    def read(name):
+        table = {"backend": Numbers(), "format": name}
+        return ProcessReward.model_validate(table, context={"folder": tmp_path}).format
+
+    own = read("own.toml")
+    assert (own.strip, own.read.kind, read("like.toml").mark) == (False, "value", "x")
+    assert own == ProcessReward(backend=Numbers(), format=str(tmp_path / "own.toml")).format
+    with pytest.raises(ValidationError, match=r"cannot read .*none\.toml: No such file"):
+        read("none.toml")
+    with pytest.raises(ValidationError, match=r"bad\.toml: not a TOML file"):
+        read("bad.toml")
+
+
 def test_every_format_is_on_the_page():
     page = Path(__file__).parents[2] / "docs" / "verifiers" / "reward-models.md"
     text = page.read_text(encoding="utf-8")

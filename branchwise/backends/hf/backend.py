@@ -128,14 +128,15 @@ class Local:
                 none is left to judge, there is one reading of no tokens: of all that stands there.
             state: whether the states of the model's last layer are wanted.
             words: texts of one token, or tokens, of which it is wanted how probable they are next.
+                A text is that of a token in the middle of a sentence: "Yes" and " Yes" are two.
 
         Returns:
             one for each step that is judged; none where there is none and nothing but its
             log-probabilities could be told.
 
         Raises:
-            SpecError: a word is not one token, the model has no language head for it, or its chat
-                template cannot say what is asked.
+            SpecError: a word is not one token, two are the same one, the model has no language
+                head for them, its chat template cannot say what is asked, or `since` is negative.
             BackendError: the text does not fit the model, the model failed, or was closed.
         """
         judge = Judge(request, since, state, tuple(words))

@@ -164,8 +164,10 @@ class Engine:
         del self._readings[place]
         shorter = Place(segment, segment.needed)
         self._tree.cut(segment)
-        if shorter.upto > reading.at and shorter not in self._readings:
-            self._readings[shorter] = Reading(segment, reading.at, shorter.upto)
+        if shorter.upto > reading.at:
+            rest = self._readings.setdefault(shorter, Reading(segment, reading.at, shorter.upto))
+            # Who waits there has counted on this reading for what stands before.
+            rest.at = min(rest.at, reading.at)
         return False
 
     def _grow(self, row: Row, tail: Tail, tokens: int) -> bool:

@@ -239,11 +239,13 @@ class Server:
         return _Drawing(rows, samples, partial(self._written, request, context))
 
     def _judge(self, judge: Judge) -> _Judging | _Looking:
+        if judge.since < 0:
+            raise SpecError(f"since is {judge.since}", hint="steps are counted from 0")
         question, said = self._text.pieces(judge.request)
         since = min(judge.since, len(said))
         context = tuple(token for piece in (question, *said[:since]) for token in piece)
         pieces = said[since:]
-        look = Look(judge.state, tuple(map(self._word, judge.words)))
+        look = Look(judge.state, self._words(judge.words))
         looks = look != Look() or self._model.judges
         text = self._checked(context + tuple(token for piece in pieces for token in piece))
         if len(text) > self._room:
@@ -260,6 +262,17 @@ class Server:
             raise BackendError("the prompt is empty", hint="the model needs a token to begin with")
         rows = [Row(context=context, given=text[len(context) :])] if pieces else []
         return _Judging(rows, pieces)
+
+    def _words(self, words: Sequence[str | int]) -> tuple[int, ...]:
+        tokens = tuple(map(self._word, words))
+        named: dict[int, str | int] = {}
+        for word, token in zip(words, tokens, strict=True):
+            if named.setdefault(token, word) != word:
+                raise SpecError(
+                    f"the words {named[token]!r} and {word!r} are one token of this model",
+                    hint="one of them is enough: who adds them up would count it twice",
+                )
+        return tokens
 
     def _word(self, word: str | int) -> int:
         token = self._text.token(word) if isinstance(word, str) else word

@@ -29,6 +29,8 @@ class Text:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, ends: frozenset[int]) -> None:
         self._tokenizer = tokenizer
         self._ends = ends
+        self._added = {i: str(token) for i, token in tokenizer.added_tokens_decoder.items()}
+        self._prefixes = self._after("\n", "a") not in (None, self._encode("a"))
         # A search asks the same question at every step, with the same stop strings.
         self._chat = lru_cache(256)(self._chatted)
         self._prompt = lru_cache(256)(lambda prompt: self._encode(prompt, special=True))
@@ -44,7 +46,8 @@ class Text:
             raise SpecError(
                 "the local engine cannot follow a schema", hint="a server can: backend kind openai"
             )
-        return (*self._asked(request, finished=False), *self._said(request.said))
+        asked = self._asked(request, finished=False)
+        return (*asked, *self._said(request.said, asked))
 
     def pieces(self, request: Request) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
         """The tokens of a question and those of each step, by itself, so that each has a last one.
@@ -55,16 +58,21 @@ class Text:
             SpecError: the model has no chat template, or the template cannot say what is asked.
         """
         finished = bool(request.messages) and request.messages[-1].role == "assistant"
-        steps = [tuple(self._said([step])) for step in request.said]
-        return tuple(self._asked(request, finished=finished)), steps
+        asked = tuple(self._asked(request, finished=finished))
+        steps: list[tuple[int, ...]] = []
+        before = asked
+        for step in request.said:
+            steps.append(tuple(self._said([step], before)))
+            before = steps[-1] or before
+        return asked, steps
 
     def token(self, word: str) -> int:
-        """The token that a word is.
+        """The token that a word is where it goes on with a text.
 
         Raises:
             SpecError: it is none, or several.
         """
-        tokens = self._encode(word, special=False)
+        tokens = self._continued(word)
         if len(tokens) != 1:
             parts = ", ".join(repr(self._tokenizer.decode([token])) for token in tokens)
             raise SpecError(
@@ -82,28 +90,53 @@ class Text:
             return self._prompt(request.prompt)
         if request.tools:
             text = self._rendered(request.messages, request.tools, finished=finished)
-            return self._encode(text, special=False)
+            return self._encode(text)
         return self._chat(tuple(request.messages), finished)
 
     def _chatted(self, messages: tuple[Message, ...], finished: bool) -> list[int]:
-        return self._encode(self._rendered(messages, (), finished=finished), special=False)
+        return self._encode(self._rendered(messages, (), finished=finished))
 
-    def _said(self, steps: Sequence[Step]) -> list[int]:
+    def _said(self, steps: Sequence[Step], before: Sequence[int]) -> list[int]:
         """The answer so far: tokens where the steps carry them, else their text in one piece."""
         tokens: list[int] = []
         text = ""
         for step in steps:
             if step.tokens:
-                tokens += self._encode(text, special=False)
+                tokens += self._continued(text, tokens or before)
                 text = ""
                 # A step that ended the answer is continued as if it had not.
                 ended = step.finish == "end" and step.tokens[-1] in self._ends
                 tokens += step.tokens[:-1] if ended else step.tokens
             else:
                 text += step.text
-        return tokens + self._encode(text, special=False)
+        return tokens + self._continued(text, tokens or before)
 
-    def _encode(self, text: str, *, special: bool) -> list[int]:
+    def _continued(self, text: str, before: Sequence[int] | None = None) -> list[int]:
+        """The tokens of a text that goes on with another one.
+
+        Tokenizers in SentencePiece's manner put a space before a text, which here would stand
+        between every two steps. So they get it after another text, of which it is cut off: after
+        the added token that it follows, where some put a space too, or after one that it shares no
+        token with.
+
+        Args:
+            text: what goes on.
+            before: the tokens that it follows, of which there may be none; None for any text.
+        """
+        if self._prefixes and (before or before is None):
+            added = [self._added[t] for t in (before or ())[-1:] if t in self._added]
+            for lead in (*added, "\n", "a"):
+                tokens = self._after(lead, text)
+                if tokens is not None:
+                    return tokens
+        return self._encode(text)
+
+    def _after(self, lead: str, text: str) -> list[int] | None:
+        """The tokens of a text after another one; None where the two share one."""
+        first, both = self._encode(lead), self._encode(lead + text)
+        return both[len(first) :] if both[: len(first)] == first else None
+
+    def _encode(self, text: str, *, special: bool = False) -> list[int]:
         if not text:
             return []
         return self._tokenizer.encode(text, add_special_tokens=special)
