@@ -50,7 +50,7 @@ from branchwise.environments.countdown import Countdown
 from branchwise.environments.game import Game
 from branchwise.environments.game24 import Game24
 from branchwise.environments.moves import Moves, noisy
-from branchwise.verifiers.calibration import wilson
+from branchwise.verifiers.quality import wilson
 
 EACH = 80  # nodes for each move that a game takes
 

@@ -53,7 +53,7 @@ from branchwise import (
 from branchwise.agents.react import ReAct
 from branchwise.agents.tool_user import ToolUser
 from branchwise.core.tools import validated
-from branchwise.verifiers.calibration import wilson
+from branchwise.verifiers.quality import wilson
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

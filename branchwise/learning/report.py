@@ -16,17 +16,9 @@ from torch import Tensor
 from branchwise.core.types import Json
 from branchwise.learning.train import Data, Epoch, Recipe
 from branchwise.verifiers.aggregate import How, aggregated
-from branchwise.verifiers.calibration import (
-    Interval,
-    Platt,
-    auc,
-    brier,
-    ece,
-    mean_interval,
-    reliability,
-    reliability_svg,
-    sigmoid,
-)
+from branchwise.verifiers.calibration import Platt, sigmoid
+from branchwise.verifiers.diagram import reliability_svg
+from branchwise.verifiers.quality import Interval, auc, brier, ece, mean_interval, reliability
 
 _SHARES_OF = 10
 """A soft label of an unknown number of continuations counts as so many."""

@@ -24,8 +24,9 @@ from branchwise.runs.saved import Grown, Saved, Sheet, filed, judges, percent, v
 from branchwise.runs.spec import Strategy
 from branchwise.search.vote import Weight
 from branchwise.verifiers.aggregate import How, aggregated
-from branchwise.verifiers.calibration import auc, brier, ece, reliability, reliability_svg
+from branchwise.verifiers.diagram import reliability_svg
 from branchwise.verifiers.first_error import NO_ERROR, FirstErrors, best_threshold, measured
+from branchwise.verifiers.quality import auc, brier, ece, reliability
 
 ROUNDS = 1000
 """So many times problems are drawn anew for an interval."""
@@ -345,7 +346,8 @@ async def evaluate(
     if labels is not None and not any(one.localisation for one in found):
         raise SpecError(
             f"no answer that is labelled in {labels} was judged step by step",
-            hint="labels are of the run's own answers, divided as the verifier divides them",
+            hint="labels are of the run's own answers, divided as the verifier divides them; "
+            "without --labels the rest is measured",
         )
     return Evaluation(of, found, empty)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from branchwise.runs.store import Result
-from branchwise.verifiers.calibration import wilson
+from branchwise.verifiers.quality import wilson
 
 Z = 1.959963984540054  # the 97.5 % point of the normal distribution
 

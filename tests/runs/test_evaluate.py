@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from stepwise import SAID, SPEC, TWO, UNJUDGED, Replies, command, made, rows, steps
 
 from branchwise.runs.evaluate import bootstrapped, pooled_auc, within_auc
-from branchwise.verifiers.calibration import auc
+from branchwise.verifiers.quality import auc
 
 
 @pytest.fixture(scope="module")

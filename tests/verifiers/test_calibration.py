@@ -15,25 +15,20 @@ from branchwise.core.aio import run_sync
 from branchwise.core.errors import BackendError, SpecError, VerifierError
 from branchwise.core.node import Node
 from branchwise.core.types import State, Task, Usage, Verdict
-from branchwise.verifiers import calibration
+from branchwise.verifiers import diagram
 from branchwise.verifiers.calibrated import Calibrated
-from branchwise.verifiers.calibration import (
-    Isotonic,
-    Map,
-    Platt,
+from branchwise.verifiers.calibration import Isotonic, Map, Platt, logit, sigmoid
+from branchwise.verifiers.diagram import reliability_svg, report
+from branchwise.verifiers.quality import (
     auc,
     auc_interval,
     brier,
     decomposed,
     ece,
     log_loss,
-    logit,
     mce,
     mean_interval,
     reliability,
-    reliability_svg,
-    report,
-    sigmoid,
     wilson,
 )
 
@@ -488,7 +483,7 @@ def test_the_picture_shows_each_bin_where_it_is():
     picture = ET.fromstring(text)
     space = "{http://www.w3.org/2000/svg}"
     assert next(t.text for t in picture.iter(f"{space}text")) == "A & <B>"
-    left, top, side = calibration._LEFT, calibration._TOP, calibration._SIDE
+    left, top, side = diagram._LEFT, diagram._TOP, diagram._SIDE
     dots = [(float(c.get("cx")), float(c.get("cy"))) for c in picture.iter(f"{space}circle")]
     assert dots == [
         near((left + side * one.predicted, top + side * (1 - one.observed)), abs=0.06)
