@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -19,24 +19,17 @@ from branchwise.runs.report import HEADINGS, Row, cells, footnotes
 from branchwise.runs.store import Result
 
 
-class Progress:
-    """An observer that draws a live table, or plain lines where there is no terminal.
+class _Shown:
+    """What is drawn on the terminal while a block lasts, and where there is none is not.
 
     Args:
         console: where to.
+        draw: what it looks like now.
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, draw: Callable[[], Table]) -> None:
         self.console = console
-        self.problems = 0
-        self.done: Counter[str] = Counter()
-        self.right: Counter[str] = Counter()
-        self.graded: Counter[str] = Counter()
-        self.tokens: Counter[str] = Counter()
-        self.strategies: Sequence[str] = ()
-        self.started = time.monotonic()
-        self.kept = 0
-        self._live = Live(console=console, get_renderable=self._table, refresh_per_second=4)
+        self._live = Live(console=console, get_renderable=draw, refresh_per_second=4)
 
     def __enter__(self) -> Self:
         if self.console.is_terminal:
@@ -50,6 +43,25 @@ class Progress:
         traceback: TracebackType | None,
     ) -> None:
         self._live.stop()
+
+
+class Progress(_Shown):
+    """An observer that draws a live table, or plain lines where there is no terminal.
+
+    Args:
+        console: where to.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.problems = 0
+        self.done: Counter[str] = Counter()
+        self.right: Counter[str] = Counter()
+        self.graded: Counter[str] = Counter()
+        self.tokens: Counter[str] = Counter()
+        self.strategies: Sequence[str] = ()
+        self.started = time.monotonic()
+        self.kept = 0
+        super().__init__(console, self._table)  # which draws it at once
 
     def began(self, strategies: Sequence[str], problems: int, kept: Sequence[Result]) -> None:
         """The run begins."""
@@ -98,7 +110,7 @@ class Progress:
         return table
 
 
-class Bar:
+class Bar(_Shown):
     """One bar, or plain lines where there is no terminal; called with what is done, and of what.
 
     Args:
@@ -107,22 +119,9 @@ class Bar:
     """
 
     def __init__(self, what: str, console: Console) -> None:
-        self.what, self.console = what, console
+        self.what = what
         self._done, self._all = 0, 0
-        self._live = Live(console=console, get_renderable=self._bar, refresh_per_second=4)
-
-    def __enter__(self) -> Self:
-        if self.console.is_terminal:
-            self._live.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._live.stop()
+        super().__init__(console, self._bar)
 
     def __call__(self, done: int, everything: int) -> None:
         """So much is done."""
